@@ -1,0 +1,49 @@
+"""CMAP: a correction on a grid over two dihedrals."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from energies.errors import UnsupportedForceError
+from energies.forcefield.geometry import Displacements, Frames, Term, dihedral
+from energies.forcefield.reader import plain, reject_periodic
+from energies.forcefield.tabulated import Spline
+
+
+class CMAP(Term):
+    """U = Σ f(φ, ψ), f the doubly periodic bicubic spline through a map of energies."""
+
+    def __init__(self, force: Any, n_atoms: int) -> None:
+        super().__init__()
+        reject_periodic(force)
+        maps = [force.getMapParameters(m) for m in range(force.getNumMaps())]
+        sizes = sorted({size for size, _ in maps})
+        if len(sizes) > 1:
+            raise UnsupportedForceError(
+                f"Expected CMAP maps of one size, got {sizes}. "
+                f"Use the OpenMM energy instead (energy=openmm)."
+            )
+        # φ runs fastest in OpenMM's maps; here it is the first axis. Both start at 0.
+        energies = np.array(
+            [np.array([plain(e) for e in m]).reshape(size, size).T for size, m in maps]
+        )
+        turn = (0.0, 2 * math.pi)
+        self.spline = Spline(energies, [turn, turn], periodic=True)
+        rows = [force.getTorsionParameters(t) for t in range(force.getNumTorsions())]
+        atoms = [[row[c] for row in rows] for c in range(1, 9)]
+        self.steps = torch.nn.ModuleList(
+            Displacements(atoms[c], atoms[c + 1], n_atoms) for c in (0, 1, 2, 4, 5, 6)
+        )
+        self.register_buffer("which", torch.tensor([row[0] for row in rows])[:, None])
+
+    which: Tensor
+
+    def forward(self, frames: Frames) -> Tensor:
+        """Return the energy, kJ/mol, [B]."""
+        u = [step(frames.xyz) for step in self.steps]
+        phi, psi = dihedral(u[0], u[1], u[2]), dihedral(u[3], u[4], u[5])
+        energy: Tensor = self.spline(self.which, phi, psi)
+        return energy.sum(0)

@@ -1,0 +1,176 @@
+"""Ideal geometry out of an OpenMM System, minimising in it, and checks of what comes out."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import unit
+
+from energies.errors import MoleculeError
+from energies.structure import Ideal, Quadruple, handed_volume
+
+Array = NDArray[np.float64]
+Hands = Mapping[int, tuple[tuple[int, int, int], int]]
+"""Centre -> (spokes, sign of their handed volume)."""
+
+_FLAT = 0.05
+"""Handed volume over the product of the bond lengths below which a centre counts as flat."""
+
+
+def neighbour_lists(
+    n_atoms: int, bonds: Sequence[tuple[int, int]], priority: Sequence[tuple[int, ...]]
+) -> list[list[int]]:
+    """Return the bonded atoms of each atom, sorted by `priority`."""
+    neighbours: dict[int, list[int]] = defaultdict(list)
+    for i, j in bonds:
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    return [sorted(neighbours[i], key=priority.__getitem__) for i in range(n_atoms)]
+
+
+def ideal_geometry(
+    system: openmm.System,
+    neighbours: Sequence[Sequence[int]],
+    torsions: Mapping[Quadruple, float],
+    handedness: Mapping[int, tuple[int, int, int]],
+) -> Ideal:
+    """Read equilibrium bond lengths (nm) and angles (radians) off a System's harmonic forces."""
+    lengths: dict[tuple[int, int], float] = {}
+    angles: dict[tuple[int, int, int], float] = {}
+    for force in system.getForces():
+        if isinstance(force, openmm.HarmonicBondForce):
+            for k in range(force.getNumBonds()):
+                i, j, length, _ = force.getBondParameters(k)
+                # Urey-Bradley terms share this force but join atoms that are not bonded.
+                if j in neighbours[i]:
+                    lengths[min(i, j), max(i, j)] = length.value_in_unit(unit.nanometer)
+        elif isinstance(force, openmm.HarmonicAngleForce):
+            for k in range(force.getNumAngles()):
+                i, j, l, angle, _ = force.getAngleParameters(k)
+                angles[min(i, l), j, max(i, l)] = angle.value_in_unit(unit.radian)
+    return Ideal(neighbours, lengths, angles, torsions, handedness)
+
+
+def bonded_only(system: openmm.System) -> openmm.System:
+    """Return a copy without the forces between atoms that are not bonded.
+
+    A rough structure is relaxed in it first: clashes and unclosed rings then cannot throw atoms
+    across one another.
+    """
+    bonded = copy.deepcopy(system)
+    keep = (openmm.HarmonicBondForce, openmm.HarmonicAngleForce, openmm.PeriodicTorsionForce)
+    for k in reversed(range(bonded.getNumForces())):
+        if not isinstance(bonded.getForce(k), keep):
+            bonded.removeForce(k)
+    return bonded
+
+
+def minimise(
+    system: openmm.System, positions: Array, *, tolerance: float
+) -> tuple[Array, float]:
+    """Minimise in double precision.
+
+    Args:
+        system: OpenMM System; its constraints are obeyed.
+        positions: Start, nm, [N, 3].
+        tolerance: Root mean square force at which to stop, kJ/mol/nm.
+
+    Returns:
+        The minimum, nm, [N, 3], and its energy, kJ/mol.
+
+    Raises:
+        MoleculeError: The start has no finite energy.
+    """
+    context = openmm.Context(
+        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
+    )
+    try:
+        context.setPositions(positions)
+        if system.getNumConstraints():
+            context.applyConstraints(1e-8)
+        openmm.LocalEnergyMinimizer.minimize(context, tolerance, 0)
+        if system.getNumConstraints():
+            context.applyConstraints(1e-8)
+        state = context.getState(positions=True, energy=True)
+    except openmm.OpenMMException as error:
+        raise MoleculeError(f"Expected a structure that can be minimised, got: {error}") from error
+    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    relaxed = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    if not np.isfinite(energy):
+        raise MoleculeError(f"Expected a structure of finite energy, got {energy} kJ/mol.")
+    return np.array(relaxed, dtype=np.float64), float(energy)
+
+
+def check_structure(positions: Array, bonds: Sequence[tuple[int, int]]) -> None:
+    """Raise MoleculeError unless positions in nm are those of one sound molecule.
+
+    Args:
+        positions: nm, [N, 3].
+        bonds: Bonded pairs.
+    """
+    if not np.isfinite(positions).all():
+        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+        raise MoleculeError(f"Expected finite positions, got NaN or inf for atoms {bad.tolist()}.")
+    n = len(positions)
+    reached, front = {0}, {0}
+    joined = neighbour_lists(n, bonds, [(k,) for k in range(n)])
+    while front:
+        front = {k for i in front for k in joined[i]} - reached
+        reached |= front
+    if len(reached) < n:
+        rest = sorted(set(range(n)) - reached)
+        raise MoleculeError(
+            f"Expected one connected molecule, got atoms {rest[:5]} (of {len(rest)}) not bonded "
+            f"to atom 0 by any path."
+        )
+    if not bonds:
+        return
+    ends = np.array(bonds)
+    lengths = np.linalg.norm(positions[ends[:, 0]] - positions[ends[:, 1]], axis=1)
+    if not 0.05 < lengths.mean() < 0.3:
+        raise MoleculeError(
+            f"Expected positions in nm, with bonds of about 0.1 nm, got a mean bond length of "
+            f"{lengths.mean():.4g}."
+        )
+    if lengths.max() > 0.35:
+        i, j = bonds[int(lengths.argmax())]
+        raise MoleculeError(
+            f"Expected bonds shorter than 0.35 nm, got {lengths.max():.4g} nm between atoms {i} "
+            f"and {j}."
+        )
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    distances[np.diag_indices(n)] = np.inf
+    if distances.min() < 0.03:
+        i, j = np.unravel_index(int(distances.argmin()), distances.shape)
+        raise MoleculeError(
+            f"Expected atoms at least 0.03 nm apart, got {distances.min():.4g} nm between atoms "
+            f"{i} and {j}."
+        )
+
+
+def tetrahedral_hands(
+    positions: Array, bonds: Sequence[tuple[int, int]], elements: Sequence[str]
+) -> dict[int, tuple[tuple[int, int, int], int]]:
+    """Return the hand of every atom with four neighbours of which at most one is a hydrogen."""
+    joined = neighbour_lists(len(elements), bonds, [(e == "H", k) for k, e in enumerate(elements)])
+    hands = {}
+    for centre, around in enumerate(joined):
+        if len(around) == 4 and sum(elements[k] == "H" for k in around) <= 1:
+            spokes = (around[0], around[1], around[2])
+            hands[centre] = (spokes, 1 if handed_volume(positions, centre, spokes) > 0 else -1)
+    return hands
+
+
+def check_hands(positions: Array, hands: Hands, labels: Sequence[str]) -> None:
+    """Raise MoleculeError unless every stereocentre has the hand it should have."""
+    for centre, (spokes, sign) in hands.items():
+        lengths = [float(np.linalg.norm(positions[k] - positions[centre])) for k in spokes]
+        volume = sign * handed_volume(positions, centre, spokes) / float(np.prod(lengths))
+        if volume < _FLAT:
+            raise MoleculeError(
+                f"Expected the stereocentre {labels[centre]} to keep its hand while minimising, "
+                f"got it {'flat' if volume > -_FLAT else 'inverted'} (volume {volume:.3f})."
+            )

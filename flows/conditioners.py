@@ -1,0 +1,95 @@
+"""Networks that turn the coordinates a coupling leaves alone into parameters of the others.
+
+Like the splines they feed, they hold the batch in the last axis: x is [D, n].
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from flows.errors import FlowInputError
+
+
+class PeriodicFeatures(nn.Module):
+    r"""What a network may see of a point: smooth on circles, bounded on lines.
+
+    .. math:: (B \tanh(x / B)) \oplus (\cos kφ, \sin kφ)_{k=1..n_frequencies}
+
+    Only visible coordinates count, the others enter as zeros. Features therefore have one size
+    whatever is visible, and couplings that differ in their masks only share one compiled graph.
+
+    Args:
+        visible: bool [D], the coordinates that may be seen.
+        periodic: bool [D], the coordinates that are angles.
+        n_frequencies: Harmonics of each angle.
+        squash: B; beyond it a coordinate's influence levels off, so that an outlier cannot drive
+            the network into a regime it was never trained in.
+    """
+
+    periodic_index: Tensor
+    linear_index: Tensor
+    frequencies: Tensor
+    weight: Tensor
+
+    def __init__(
+        self, visible: Tensor, periodic: Tensor, *, n_frequencies: int = 2, squash: float = 8.0
+    ) -> None:
+        super().__init__()
+        if n_frequencies < 1:
+            raise FlowInputError(f"Expected n_frequencies >= 1, got {n_frequencies}")
+        if not squash > 0:
+            raise FlowInputError(f"Expected squash > 0, got {squash}")
+        self.squash = squash
+        index = {"periodic_index": periodic, "linear_index": ~periodic}
+        for name, mask in index.items():
+            self.register_buffer(name, mask.nonzero().squeeze(-1))
+        self.register_buffer("frequencies", torch.arange(1.0, n_frequencies + 1)[:, None, None])
+        seen = visible[self.linear_index], visible[self.periodic_index].repeat(2 * n_frequencies)
+        self.register_buffer("weight", torch.cat(seen).to(torch.get_default_dtype())[:, None])
+        self.n_features = len(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features [n_features, n] of points x [D, n]."""
+        angles = x[self.periodic_index] * self.frequencies
+        linear = self.squash * torch.tanh(x[self.linear_index] / self.squash)
+        parts = [linear, torch.cos(angles).flatten(0, 1), torch.sin(angles).flatten(0, 1)]
+        return torch.cat(parts) * self.weight
+
+
+class Conditioner(nn.Module):
+    """A multilayer perceptron with zero output at initialisation, so that a coupling starts as 1.
+
+    Args:
+        features: Turns x [D, n] into what the network sees, [features.n_features, n].
+        n_outputs: Rows of the output.
+        hidden: Widths of the hidden layers.
+        residual: Add a hidden layer's input to its output wherever both have one width.
+    """
+
+    def __init__(
+        self,
+        features: PeriodicFeatures,
+        n_outputs: int,
+        *,
+        hidden: Sequence[int] = (128, 128),
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        if not hidden or min(hidden) < 1:
+            raise FlowInputError(f"Expected hidden to hold positive widths, got {list(hidden)}")
+        self.features = features
+        self.residual = residual
+        widths = [features.n_features, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.weight = nn.Parameter(torch.zeros(n_outputs, widths[-1]))
+        self.bias = nn.Parameter(torch.zeros(n_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the parameters [n_outputs, n] for points x [D, n]."""
+        h = self.features(x)
+        for layer in self.layers:
+            new = nn.functional.silu(torch.addmm(layer.bias[:, None], layer.weight, h))
+            h = h + new if self.residual and new.shape == h.shape else new
+        return torch.addmm(self.bias[:, None], self.weight, h)

@@ -1,0 +1,81 @@
+"""Draw a trained flow's samples on the exact target, and the figures that need nothing else."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from energies.base import Target
+from flows.errors import FlowInputError
+from flows.flow import Flow
+from flows.metrics.weights import (
+    clip_log_weights,
+    elbo,
+    ess,
+    log_z,
+    pareto_k,
+    pareto_k_threshold,
+    reverse_kl,
+)
+from flows.types import Samples
+
+
+@torch.no_grad()
+def draw_weighted(
+    flow: Flow,
+    target: Target,
+    temperature: float,
+    n: int,
+    *,
+    chunk: int,
+    generator: torch.Generator,
+) -> Iterator[Samples]:
+    """Yield the flow's samples, weighed towards the target, in equal chunks.
+
+    A row whose density has no value gets weight zero, which is what it is worth: it stays among
+    the n samples and lowers the ESS. Peak memory is that of one chunk.
+
+    Args:
+        flow: A trained flow.
+        target: The density over x.
+        temperature: T in kelvin.
+        n: Number of samples; the last chunk is drawn whole, for its static shape, and cut.
+        chunk: Rows at a time.
+        generator: Source of randomness.
+    """
+    for name, value in (("n", n), ("chunk", chunk)):
+        if value < 1:
+            raise FlowInputError(f"Expected {name} >= 1, got {value}.")
+    left = n
+    while left > 0:
+        x, log_q = flow.sample_and_log_prob(chunk, generator=generator)
+        e = target.evaluate(x)
+        log_p, log_q = target.log_prob(e, temperature), log_q.to(torch.float64)
+        log_w = torch.where(torch.isfinite(log_p - log_q), log_p - log_q, -torch.inf)
+        yield Samples(x, log_q, log_p, log_w, e.potential, e.log_jac)[:left]
+        left -= chunk
+
+
+def weight_report(samples: Samples) -> dict[str, Any]:
+    """Return the figures that the weights alone give; errors are standard errors.
+
+    Args:
+        samples: Weighted samples; `log_w` is -inf where the density has no value.
+    """
+    log_w, n = samples.log_w, len(samples)
+    z, bound, kl = log_z(log_w), elbo(log_w), reverse_kl(log_w)
+    return {
+        "n": n,
+        "ess": ess(log_w),
+        "ess_clip1e-4": ess(clip_log_weights(log_w, 1e-4)),
+        "log_z": z.value,
+        "log_z_se": z.se,
+        "elbo": bound.value,
+        "elbo_se": bound.se,
+        "reverse_kl": kl.value,
+        "reverse_kl_se": kl.se,
+        "pareto_k": pareto_k(log_w),
+        "pareto_k_threshold": pareto_k_threshold(n),
+        "nonfinite_fraction": float((~torch.isfinite(log_w)).double().mean()),
+        "out_of_domain_fraction": float((samples.log_jac == -torch.inf).double().mean()),
+    }

@@ -1,0 +1,7 @@
+"""Losses: what is minimised on a batch of points. One class each; see `flows.losses.base`."""
+
+from flows.losses.base import Loss
+from flows.losses.l2 import L2, L2Plus, LogVariance
+from flows.losses.reverse_kl import ReverseKL
+
+__all__ = ["L2", "L2Plus", "LogVariance", "Loss", "ReverseKL"]

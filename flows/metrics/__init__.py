@@ -1,0 +1,56 @@
+"""Metrics: pure functions of weighted points, and of a reference where there is one."""
+
+from flows.metrics.histograms import (
+    floor,
+    jensen_shannon,
+    kl_divergence,
+    torsion_histogram,
+    torus_histogram,
+    total_variation,
+)
+from flows.metrics.populations import Box, free_energy_difference, in_box, population
+from flows.metrics.weights import (
+    EssCurve,
+    Estimate,
+    bootstrap,
+    clip_log_weights,
+    effective_size,
+    elbo,
+    ess,
+    ess_curve,
+    log_z,
+    mean,
+    pareto_k,
+    pareto_k_threshold,
+    resample,
+    reverse_kl,
+    weighted_mean,
+)
+
+__all__ = [
+    "Box",
+    "EssCurve",
+    "Estimate",
+    "bootstrap",
+    "clip_log_weights",
+    "effective_size",
+    "elbo",
+    "ess",
+    "ess_curve",
+    "floor",
+    "free_energy_difference",
+    "in_box",
+    "jensen_shannon",
+    "kl_divergence",
+    "log_z",
+    "mean",
+    "pareto_k",
+    "pareto_k_threshold",
+    "population",
+    "resample",
+    "reverse_kl",
+    "torsion_histogram",
+    "torus_histogram",
+    "total_variation",
+    "weighted_mean",
+]

@@ -1,0 +1,7 @@
+"""Training: the loop, its stages, checkpoints and loggers."""
+
+from flows.training.schedule import Schedule, WarmupCosine
+from flows.training.stage import Stage
+from flows.training.trainer import InterruptedRunError, Trainer
+
+__all__ = ["InterruptedRunError", "Schedule", "Stage", "Trainer", "WarmupCosine"]

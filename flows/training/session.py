@@ -1,0 +1,175 @@
+"""The state of a run, all of which a checkpoint holds, and the one step that changes it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from energies.base import Target
+from flows.errors import FlowInputError
+from flows.flow import Flow
+from flows.training.checkpoint import load_checkpoint, save_checkpoint
+from flows.training.ema import EMA
+from flows.training.stage import Stage
+from flows.training.window import Window
+
+
+class Session:
+    """A flow on its way through stages.
+
+    Args:
+        flow: Trained in place.
+        target: The density whose family the stages' paths run through.
+        stages: What to do, in order.
+        generator: Source of all randomness.
+        clip_norm: Largest norm of the gradient.
+        ema_decay: Decay of the averaged weights.
+
+    Attributes:
+        ema: The averaged weights.
+        total_steps: Steps done over all stages.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        target: Target,
+        stages: Sequence[Stage],
+        *,
+        generator: torch.Generator,
+        clip_norm: float,
+        ema_decay: float,
+    ) -> None:
+        self.flow, self.target, self.stages = flow, target, stages
+        self.generator, self.clip_norm = generator, clip_norm
+        self.parameters = list(flow.parameters())
+        self.ema = EMA(flow, ema_decay)
+        self.window = Window()
+        self.index, self.stage_steps, self.total_steps = 0, 0, 0
+        self.stage_seconds, self.total_seconds = 0.0, 0.0
+        self._evals_offset = -target.n_evals
+        self.optimizer = self._new_optimizer()
+
+    @property
+    def stage(self) -> Stage:
+        """The current stage."""
+        return self.stages[self.index]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are done."""
+        return self.index >= len(self.stages)
+
+    @property
+    def progress(self) -> float:
+        """Progress of the current stage, in [0, 1]."""
+        return self.stage.progress(self.stage_steps, self.stage_seconds)
+
+    @property
+    def n_evals(self) -> int:
+        """Energy evaluations spent on this run, earlier sessions included."""
+        return self.target.n_evals + self._evals_offset
+
+    def step(self) -> None:
+        """Do one gradient step; a step whose gradient is not finite changes no weight."""
+        stage, progress = self.stage, self.progress
+        stage.path.update(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * stage.schedule.factor(progress)
+        samples = stage.proposal.draw(
+            self.flow,
+            self.target,
+            stage.path,
+            stage.batch_size,
+            reparametrised=stage.loss.reparametrised,
+            generator=self.generator,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, _ = stage.loss(self.flow, samples)
+        torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+            self.ema.update()
+        self.window.add(loss, norm, samples)
+        self.stage_steps, self.total_steps = self.stage_steps + 1, self.total_steps + 1
+
+    def add_time(self, seconds: float) -> None:
+        """Count wall time."""
+        self.stage_seconds += seconds
+        self.total_seconds += seconds
+
+    def next_stage(self) -> None:
+        """Enter the next stage with a new optimizer."""
+        self.index, self.stage_steps, self.stage_seconds = self.index + 1, 0, 0.0
+        if not self.finished:
+            self.optimizer = self._new_optimizer()
+
+    def row(self) -> dict[str, Any]:
+        """Return the figures of the steps since the last call."""
+        return {
+            "step": self.total_steps,
+            "stage": self.stage.name,
+            "time_s": round(self.total_seconds, 3),
+            "temperature": self.stage.path.temperature,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "n_evals": self.n_evals,
+            **self.window.close(),
+        }
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the whole state."""
+        save_checkpoint(
+            checkpoint,
+            {
+                "dim": self.flow.dim,
+                "flow": self.flow.state_dict(),
+                "ema": self.ema.module.state_dict(),
+                "ema_updates": self.ema.n_updates,
+                "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                "window": self.window.rows,
+                "n_evals": self.n_evals,
+                **{name: getattr(self, name) for name in _COUNTERS},
+            },
+        )
+
+    def load(self, checkpoint: Path) -> None:
+        """Continue from `checkpoint`.
+
+        Raises:
+            FlowInputError: It cannot be read, or belongs to another flow or other stages.
+        """
+        state = load_checkpoint(checkpoint)
+        if state.get("dim") != self.flow.dim:
+            raise FlowInputError(
+                f"Expected a checkpoint of a flow in {self.flow.dim} dimensions, got one in "
+                f"{state.get('dim')} ({checkpoint})."
+            )
+        try:
+            self.flow.load_state_dict(state["flow"])
+            self.ema.module.load_state_dict(state["ema"])
+        except RuntimeError as error:
+            raise FlowInputError(
+                f"Expected a checkpoint of the flow configured here, got one with other layers "
+                f"({checkpoint})."
+            ) from error
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+        self.ema.n_updates, self.window.rows = state["ema_updates"], state["window"]
+        self._evals_offset = state["n_evals"] - self.target.n_evals
+        self.generator.set_state(state["generator"])
+        if not self.finished:
+            self.optimizer = self._new_optimizer()
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def _new_optimizer(self) -> Optimizer:
+        optimizer = self.stage.optimizer(self.parameters)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+
+_COUNTERS = ("index", "stage_steps", "total_steps", "stage_seconds", "total_seconds")

@@ -1,0 +1,68 @@
+"""One stage of a training run: a path, a proposal, a loss, and for how long."""
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flows.errors import FlowInputError
+from flows.losses.base import Loss
+from flows.paths.base import Path
+from flows.proposals.base import Proposal
+from flows.training.schedule import Schedule
+
+
+class Stage:
+    """What is minimised, on which points, towards which target, in how many steps.
+
+    Progress s is the larger of steps done over `steps` and time spent over `max_time`: on a
+    machine that is slower than planned, path and learning rate still reach their end in time.
+
+    Args:
+        name: Shown in logs.
+        path: Which target is aimed at.
+        proposal: Where points come from.
+        loss: What is minimised on them.
+        optimizer: Called with the parameters; `torch.optim.*` with all else bound.
+        schedule: Factor on the learning rate over the stage.
+        steps: Gradient steps, at least 1.
+        batch_size: Points a step, at least 2.
+        max_time: Seconds after which the stage ends in any case; None for no limit.
+
+    Raises:
+        FlowInputError: A number is out of range, or the loss needs what the proposal cannot give.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        path: Path,
+        proposal: Proposal,
+        loss: Loss,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        schedule: Schedule,
+        steps: int,
+        batch_size: int,
+        max_time: float | None = None,
+    ) -> None:
+        if steps < 1:
+            raise FlowInputError(f"Expected steps >= 1 in stage {name!r}, got {steps}.")
+        if batch_size < 2:
+            raise FlowInputError(f"Expected batch_size >= 2 in stage {name!r}, got {batch_size}.")
+        if max_time is not None and not max_time > 0:
+            raise FlowInputError(f"Expected max_time > 0 s in stage {name!r}, got {max_time}.")
+        if loss.reparametrised and not proposal.can_reparametrise:
+            raise FlowInputError(
+                f"Expected a proposal that gives reparametrised points for loss "
+                f"{type(loss).__name__} in stage {name!r}, got {type(proposal).__name__}; "
+                "use proposal=model, or a loss that takes points from anywhere."
+            )
+        self.name, self.path, self.proposal, self.loss = name, path, proposal, loss
+        self.optimizer, self.schedule = optimizer, schedule
+        self.steps, self.batch_size, self.max_time = steps, batch_size, max_time
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Return s in [0, 1] after `step` steps and `seconds` of this stage."""
+        by_time = 0.0 if self.max_time is None else seconds / self.max_time
+        return min(max(step / self.steps, by_time), 1.0)

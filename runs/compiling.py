@@ -1,0 +1,21 @@
+"""Decide whether a run is compiled, and compile what is worth it."""
+
+from energies.target import MolecularTarget
+from flows.compile import compile_flow
+from flows.flow import Flow
+from runs.cli import CommandError
+
+
+def compile_all(flow: Flow, target: MolecularTarget, mode: bool | str) -> None:
+    """Compile coupling layers, coordinates and energy in place.
+
+    Args:
+        flow: Its couplings share one graph.
+        target: Coordinates and energy become one graph.
+        mode: True, False, or "auto": where a C++ compiler is found.
+    """
+    if mode not in (True, False, "auto"):
+        raise CommandError(f"Expected compile to be auto, true or false, got {mode!r}.")
+    if mode is not False:
+        compile_flow(flow)
+        target.compile()

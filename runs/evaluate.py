@@ -1,0 +1,176 @@
+"""python -m runs.evaluate run=<folder>: figures, samples, trajectory and pictures of a flow."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from energies.dihedrals import torsions
+from flows.evaluation import draw_weighted, weight_report
+from flows.flow import Flow
+from flows.metrics.populations import population
+from flows.training.checkpoint import load_checkpoint
+from flows.types import Samples
+from runs.building import System, build_flow, build_system
+from runs.cli import CommandError, run_command
+from runs.compiling import compile_all
+from runs.folder import RunFolder, write_arrays, write_json
+from runs.pictures import draw_pictures
+from runs.trajectory import write_trajectory
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    flow: Flow, system: System, folder: RunFolder, settings: DictConfig, *, seed: int
+) -> dict[str, Any]:
+    """Draw weighted samples and write everything that is known from them.
+
+    Args:
+        flow: A trained flow of the system.
+        system: What it samples.
+        folder: Receives metrics.json, samples.npz, samples.xtc, topology.pdb and figures/.
+        settings: n, chunk, n_saved, n_frames.
+        seed: Of the samples; training uses another stream.
+
+    Returns:
+        What metrics.json holds.
+    """
+    for name in ("n", "chunk", "n_saved", "n_frames"):
+        if settings[name] < 1:
+            raise CommandError(f"Expected evaluation.{name} >= 1, got {settings[name]}.")
+    generator = torch.Generator().manual_seed(seed + 1_000_003)
+    samples, angles, x = _draw(flow, system, settings, generator)
+    report = weight_report(samples)
+    report["temperature"] = system.temperature
+    report["populations"] = {
+        name: {
+            "raw": population(angles, box)._asdict(),
+            "reweighted": population(angles, box, log_w=samples.log_w)._asdict(),
+        }
+        for name, box in system.basins.items()
+    }
+    write_json(folder.metrics, report)
+    saved = slice(0, settings.n_saved)
+    write_arrays(
+        folder.samples,
+        x=x[saved].numpy(),
+        log_q=samples.log_q[saved].numpy(),
+        potential=samples.potential[saved].numpy(),
+        log_jac=samples.log_jac[saved].numpy(),
+        log_w=samples.log_w[saved].numpy(),
+        temperature=np.array(system.temperature),
+        **{f"torsion_{name}": t[saved].numpy() for name, t in angles.items()},
+    )
+    frames = _frames(system, x[: settings.n_frames], generator)
+    write_trajectory(folder.path, frames, system.molecule.topology)
+    draw_pictures(folder, samples, angles, system.temperature)
+    log.info("%s", summary(report))
+    return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Say the main figures in a few lines."""
+    lines = [
+        f"ESS {report['ess']:.1%} unclipped, {report['ess_clip1e-4']:.1%} clipped at 1e-4, "
+        f"N = {report['n']:.0e}; Pareto k {report['pareto_k']:.2f} "
+        f"(reliable below {report['pareto_k_threshold']:.2f})",
+        f"log Z {report['log_z']:.4f} ± {report['log_z_se']:.4f}, "
+        f"ELBO {report['elbo']:.4f}, reverse KL {report['reverse_kl']:.4f} nats",
+    ]
+    for name, p in report["populations"].items():
+        raw, weighted = p["raw"], p["reweighted"]
+        lines.append(
+            f"population of {name}: raw {raw['value']:.3%} ± {raw['se']:.3%}, "
+            f"reweighted {weighted['value']:.3%} ± {weighted['se']:.3%}"
+        )
+    return "\n".join(lines)
+
+
+def _draw(
+    flow: Flow, system: System, settings: DictConfig, generator: torch.Generator
+) -> tuple[Samples, dict[str, Tensor], Tensor]:
+    """Weighted samples without their x, their backbone torsions, and the x that are kept."""
+    keep = max(settings.n_saved, settings.n_frames)
+    quadruples = list(system.torsions.values())
+    parts, angles, x = [], [], []
+    kept = 0
+    with tqdm(total=settings.n, unit="sample", desc="evaluate", disable=None) as bar:
+        for part in draw_weighted(
+            flow,
+            system.target,
+            system.temperature,
+            settings.n,
+            chunk=min(settings.chunk, settings.n),
+            generator=generator,
+        ):
+            xyz = system.coordinates.to_xyz(part.x)[0]
+            angles.append(torsions(xyz, quadruples).to(torch.float32))
+            if kept < keep:
+                x.append(part.x)
+                kept += len(part)
+            parts.append(replace(part, x=part.x.new_empty(len(part), 0)))
+            bar.update(len(part))
+    columns = torch.cat(angles).unbind(-1)
+    return Samples.cat(parts), dict(zip(system.torsions, columns, strict=True)), torch.cat(x)
+
+
+def _frames(system: System, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Positions of the samples, labels of symmetric rotors exchanged at random."""
+    for part in x.split(10_000):
+        xyz = system.coordinates.to_xyz(part)[0]
+        yield system.coordinates.permute_rotors(xyz, generator=generator)
+
+
+def load_flow(folder: RunFolder, system: System) -> Flow:
+    """Return the averaged weights of a run's last checkpoint.
+
+    Raises:
+        CommandError: The checkpoint belongs to another system or another flow.
+    """
+    state = load_checkpoint(folder.checkpoint)
+    if state.get("dim") != system.target.dim:
+        raise CommandError(
+            f"Expected a checkpoint of {folder.config.system.name} ({system.target.dim} "
+            f"coordinates) in {folder.path}, got one of another system ({state.get('dim')})."
+        )
+    flow = build_flow(folder.config, system.target)
+    try:
+        flow.load_state_dict(state["ema"])
+    except RuntimeError as error:
+        raise CommandError(
+            f"Expected a checkpoint of the flow in {folder.config_file}, got other layers."
+        ) from error
+    return flow.requires_grad_(False)
+
+
+def run(config: DictConfig) -> None:
+    """Evaluate a run folder again.
+
+    Args:
+        config: Composed from `configs/evaluate.yaml`.
+    """
+    folder = RunFolder.open(config.run)
+    stored = folder.config
+    system = build_system(stored)
+    flow = load_flow(folder, system)
+    compile_all(flow, system.target, config.compile)
+    try:
+        evaluate(flow, system, folder, config.evaluation, seed=config.seed)
+    except OSError as error:
+        raise CommandError(f"Expected to write into {folder.path}, got: {error}.") from error
+
+
+def main() -> None:
+    """Run the command."""
+    run_command(run, "evaluate")
+
+
+if __name__ == "__main__":
+    main()

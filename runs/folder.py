@@ -1,0 +1,115 @@
+"""The run folder: what a run leaves behind, and how other commands find it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from runs.cli import CommandError
+
+PACKAGES = ("torch", "nflows", "openmm", "mdtraj", "hydra-core", "numpy")
+
+
+class RunFolder:
+    """Names of the files of one run.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.checkpoint = self.path / "checkpoints" / "last.pt"
+        self.log = self.path / "metrics.jsonl"
+        self.metrics = self.path / "metrics.json"
+        self.samples = self.path / "samples.npz"
+        self.figures = self.path / "figures"
+
+    @classmethod
+    def open(cls, path: Path | str | None) -> "RunFolder":
+        """Return an existing run folder.
+
+        Raises:
+            CommandError: It is not there, or holds no run.
+        """
+        if path is None:
+            raise CommandError("Expected run=<folder of a training run>, got none.")
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise CommandError(f"Expected run to be the folder of a run, got {path}: no such one.")
+        for file in (folder.config_file, folder.checkpoint):
+            if not file.is_file():
+                raise CommandError(
+                    f"Expected run to be the folder of a run, got {path}, which lacks "
+                    f"{file.relative_to(folder.path)}."
+                )
+        return folder
+
+    @property
+    def config(self) -> DictConfig:
+        """The resolved config that the run was started with."""
+        config = OmegaConf.load(self.config_file)
+        if not isinstance(config, DictConfig) or "system" not in config:
+            raise CommandError(f"Expected the config of a training run in {self.config_file}.")
+        return config
+
+    def start(self, config: DictConfig) -> None:
+        """Create the folder and write down what is about to run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+        write_text(self.config_file, OmegaConf.to_yaml(plain))
+        write_json(self.path / "versions.json", provenance())
+
+
+def provenance() -> dict[str, Any]:
+    """Return what else a result depends on: code, packages, machine, command."""
+    root = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(root)]
+    revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    return {
+        "git_revision": revision.stdout.strip() or None,
+        "git_changes": bool(changes.stdout.strip()),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "cores": os.cpu_count(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write a compressed npz whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

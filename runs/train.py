@@ -1,0 +1,85 @@
+"""python -m runs.train: train a flow on a system, evaluate it, draw it."""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from flows.training import Trainer
+from flows.training.loggers import JsonLines, Logger, Tee
+from runs.building import build_flow, build_stages, build_system
+from runs.cli import run_command
+from runs.compiling import compile_all
+from runs.evaluate import evaluate
+from runs.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> RunFolder:
+    """Train, then evaluate; everything is written below one run folder.
+
+    Args:
+        config: Composed from `configs/train.yaml`.
+
+    Returns:
+        The run folder.
+    """
+    started = time.monotonic()
+    stages = build_stages(config)
+    trainer = Trainer(**{k: v for k, v in config.trainer.items() if k not in _NOT_TRAINER})
+    torch.manual_seed(config.seed)
+    system = build_system(config)
+    flow = build_flow(config, system.target)
+    folder = RunFolder(config.resume or HydraConfig.get().runtime.output_dir)
+    folder.start(config)
+    log.info(
+        "%s: %d atoms, %d coordinates of which %d periodic; %.2e parameters; run folder %s",
+        config.system.name,
+        system.molecule.n_atoms,
+        system.target.dim,
+        int(system.target.periodic.sum()),
+        sum(p.numel() for p in flow.parameters()),
+        folder.path,
+    )
+    logger = _loggers(config, folder.path)
+    compile_all(flow, system.target, config.trainer.compile)
+    generator = torch.Generator().manual_seed(config.seed)
+    try:
+        trained = trainer.fit(
+            flow,
+            system.target,
+            stages,
+            checkpoint=folder.checkpoint,
+            logger=logger,
+            generator=generator,
+        )
+        log.info("trained in %.0f s", time.monotonic() - started)
+        evaluate(trained, system, folder, config.evaluation, seed=config.seed)
+    finally:
+        logger.close()
+    log.info("done in %.0f s", time.monotonic() - started)
+    return folder
+
+
+_NOT_TRAINER = ("max_steps", "batch_size", "max_time", "compile")
+
+
+def _loggers(config: DictConfig, folder: Path) -> Logger:
+    """The file of lines, and the mirror that the config asks for."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    mirrors = [instantiate(config.logger)(folder, plain)] if config.logger else []
+    return Tee([JsonLines(folder / "metrics.jsonl"), *mirrors])
+
+
+def main() -> None:
+    """Run the command."""
+    run_command(train, "train")
+
+
+if __name__ == "__main__":
+    main()
