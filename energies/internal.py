@@ -82,10 +82,14 @@ class InternalCoordinates(nn.Module):
         self.register_buffer("mix", mix)
         self.register_buffer("unmix", torch.linalg.inv(mix).round())
 
-        u = placer.measure(positions.to(torch.float64)) @ self.unmix.T
+        q = placer.measure(positions.to(torch.float64))
+        u = self.unmix @ q
         u[placer.torsion_row :] = _wrap(u[placer.torsion_row :])
         # x is φ, ψ, ... itself; a symmetric rotor is centred, which puts its seam on the barrier.
-        u[[k for k in free if k not in {row[r.leader] for r in rotors}]] = 0.0
+        u[free] = 0.0
+        for rotor in rotors:
+            followers = [row[i] for i in rotor.followers]
+            u[row[rotor.leader]] = rotor.order * q[row[rotor.leader]] + u[followers].sum()
         lower, upper = torch.full_like(u, -math.inf), torch.full_like(u, math.inf)
         lower[: placer.torsion_row] = 0.0
         upper[placer.angle_row : placer.torsion_row] = math.pi
@@ -99,7 +103,7 @@ class InternalCoordinates(nn.Module):
         self.register_buffer("centre", u)
         self.register_buffer("lower", lower)
         self.register_buffer("upper", upper)
-        self.register_buffer("spread", torch.eye(self.dim, dtype=torch.float64))
+        self.register_buffer("spread", torch.zeros(len(u), self.dim, dtype=torch.float64))
         self.register_buffer("log_det_linear", torch.zeros((), dtype=torch.float64))
         self.rescale(torch.eye(self.n_stiff, dtype=torch.float64))
         names = _row_names(placer, labels or [str(i) for i in range(self.n_atoms)])
@@ -296,13 +300,17 @@ def _offsets(zmatrix: ZMatrix, positions: Tensor) -> dict[int, float]:
 
 
 def _is_symmetric(rotor: Rotor, positions: Tensor, energy: Energy) -> bool:
-    """Whether a cyclic exchange of labels leaves the energy of a distorted structure alone."""
+    """Whether a cyclic exchange of labels leaves the energy of distorted structures alone.
+
+    Force fields break some symmetries that chemistry has: AMBER's improper torsions tell the
+    oxygens of a carboxylate apart. Such a rotor keeps its full circle.
+    """
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(positions.shape, generator=generator, dtype=positions.dtype)
-    frame = positions + 0.003 * noise  # nm: far outside rounding, far from any clash
-    turned = InternalCoordinates._turn(frame, rotor, torch.ones((), dtype=torch.long))
-    u = energy.potential(torch.stack([frame, turned]))
-    return bool((u[0] - u[1]).abs() < 1e-6 * (1.0 + u[0].abs()))
+    noise = torch.randn(8, *positions.shape, generator=generator, dtype=positions.dtype)
+    frames = positions + 0.01 * noise  # nm: far beyond rounding, far from any clash
+    turned = InternalCoordinates._turn(frames, rotor, torch.ones(8, dtype=torch.long))
+    u, v = energy.potential(torch.cat([frames, turned])).chunk(2)
+    return bool(((u - v).abs() < 1e-8 * (1.0 + u.abs())).all())
 
 
 def _row_names(placer: Placer, labels: list[str]) -> list[str]:

@@ -89,7 +89,9 @@ class Molecule:
     @property
     def constrained_bonds(self) -> list[tuple[int, int]]:
         """Bonds that the System holds at fixed length, pairs (i, j) with i < j, sorted."""
-        parameters = map(self.system.getConstraintParameters, range(self.system.getNumConstraints()))
+        parameters = map(
+            self.system.getConstraintParameters, range(self.system.getNumConstraints())
+        )
         return sorted({_ordered(p[0], p[1]) for p in parameters} & set(self.bonds))
 
     @property
@@ -100,7 +102,7 @@ class Molecule:
     @property
     def labels(self) -> list[str]:
         """Residue name and 1-based index and atom name of each atom, such as "ALA2-CA"."""
-        return [f"{a.residue.name}{a.residue.index + 1}-{a.name}" for a in self.topology.atoms()]
+        return _labels(self.topology)
 
     def to_mdtraj(self) -> "mdtraj.Topology":
         """Return the topology as mdtraj's, for trajectories and their analysis."""
@@ -140,15 +142,24 @@ class Molecule:
         # Constraints would hide the ideal bond lengths, so the structure is built without them.
         free = _create_system(field, topology, None, f"sequence {sequence!r}", templates)
         best: tuple[float, Array] | None = None
+        failure: MoleculeError | None = None
+        labels = _labels(topology)
         for phi, psi in _STARTS:
             backbone = _Backbone(topology, residues, math.radians(phi), math.radians(psi))
             start = place_atoms(backbone.ideal(free), backbone.first)
             relaxed, _ = minimise(bonded_only(free), start, tolerance=10.0)
             relaxed, energy = minimise(free, relaxed, tolerance=1.0)
+            try:
+                backbone.check(relaxed, labels)
+            except MoleculeError as error:
+                failure = error
+                continue
             # Near ties keep the earlier start, so that rounding does not choose.
             if best is None or energy < best[0] - 1e-2:
                 best = (energy, relaxed)
-        assert best is not None
+        if best is None:
+            assert failure is not None
+            raise failure
         positions, _ = minimise(free, best[1], tolerance=_FORCE_TOLERANCE)
         system = free
         if constraints is not None:
@@ -156,9 +167,8 @@ class Molecule:
             system = _create_system(field, topology, constraints, what, templates)
             positions, _ = minimise(system, positions, tolerance=_FORCE_TOLERANCE)
         name = " ".join(sequence.split())
-        molecule = cls(name=name, topology=topology, system=system, positions=positions)
-        backbone.check(molecule)
-        return molecule
+        backbone.check(positions, labels)
+        return cls(name=name, topology=topology, system=system, positions=positions)
 
     @classmethod
     def from_pdb(
@@ -180,7 +190,7 @@ class Molecule:
         """
         _check_constraints(constraints)
         field = _load_forcefield(forcefield)
-        pdb = _read(app.PDBFile, path, "path")
+        pdb = _read(_read_pdb, path, "path")
         system = _create_system(field, pdb.topology, constraints, f"PDB file {path}", {})
         return cls._minimised(Path(path).stem, pdb.topology, system, _strip(pdb.positions))
 
@@ -221,7 +231,9 @@ class Molecule:
                 implicitSolvent=_IMPLICIT[implicit_solvent],
             )
         except (ValueError, openmm.OpenMMException) as error:
-            raise MoleculeError(f"Expected prmtop {prmtop} to give a System, got: {error}") from error
+            raise MoleculeError(
+                f"Expected prmtop {prmtop} to give a System, got: {error}"
+            ) from error
         positions = _strip(coordinates.positions)
         return cls._minimised(Path(prmtop).stem, parameters.topology, system, positions)
 
@@ -279,18 +291,21 @@ class _Backbone:
         neighbours = neighbour_lists(len(self.priority), self.bonds, self.priority)
         return ideal_geometry(system, neighbours, self.torsions, self.hands)
 
-    def check(self, molecule: Molecule) -> None:
+    def check(self, xyz: Array, labels: Sequence[str]) -> None:
         """Raise MoleculeError if a stereocentre or a peptide bond is not as it was built."""
-        xyz = molecule.positions
         hands = {centre: (spokes, 1) for centre, spokes in self.hands.items()}
-        check_hands(xyz, hands, molecule.labels)
+        check_hands(xyz, hands, labels)
         for a, b, c, d in self.peptide_bonds:
             omega = math.degrees(dihedral(xyz[a], xyz[b], xyz[c], xyz[d]))
-            if abs(omega) < 120.0:
+            if abs(omega) < 90.0:
                 raise MoleculeError(
-                    f"Expected a trans peptide bond {molecule.labels[b]} {molecule.labels[c]}, "
+                    f"Expected a trans peptide bond {labels[b]} {labels[c]}, "
                     f"got ω = {omega:.0f} degrees after minimising."
                 )
+
+
+def _labels(topology: app.Topology) -> list[str]:
+    return [f"{a.residue.name}{a.residue.index + 1}-{a.name}" for a in topology.atoms()]
 
 
 def _ordered(i: int, j: int) -> tuple[int, int]:
@@ -342,6 +357,11 @@ def _read(reader: Any, path: str | Path, argument: str) -> Any:
         return reader(str(path))
     except Exception as error:  # noqa: BLE001 - OpenMM's readers raise whatever the damage causes
         raise MoleculeError(f"Expected {argument} {path} to be readable, got: {error}") from error
+
+
+def _read_pdb(path: str) -> app.PDBFile:
+    with open(path, encoding="utf-8") as file:  # PDBFile leaves a file open when it fails.
+        return app.PDBFile(file)
 
 
 def _strip(positions: Any) -> Array:

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from openmm import unit
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from energies.base import Energy
 from energies.errors import EnergyInputError
@@ -98,7 +97,8 @@ class _Pool:
         """
         if self.broken:
             raise RuntimeError(self.broken)
-        chunks = [c for c in np.array_split(frames, len(self.workers)) if len(c)]
+        # Even an empty batch goes to one worker, so that shapes need no case of their own.
+        chunks = np.array_split(frames, max(1, min(len(self.workers), len(frames))))
         replies: list[tuple[Array, Array | None]] = [(np.empty(0), None)] * len(chunks)
         pending: dict[Any, int] = {}
         for k, chunk in enumerate(chunks):
@@ -141,6 +141,21 @@ def _close(workers: list[tuple[SpawnProcess, Connection]]) -> None:
             process.join(timeout=1.0)
 
 
+class _Forces(torch.autograd.Function):
+    """Hand out known forces, and raise when somebody asks how they change with xyz."""
+
+    @staticmethod
+    def forward(ctx: Any, xyz: Tensor, forces: Tensor) -> Tensor:
+        return forces.view_as(forces)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        raise RuntimeError(
+            "Expected at most one derivative of OpenMMEnergy, got a second one. "
+            "ForceField.from_openmm(system) can be differentiated twice."
+        )
+
+
 class _Potential(torch.autograd.Function):
     """U(xyz) [B] for xyz [B, N, 3]; the forces are computed with it and kept for backward."""
 
@@ -149,13 +164,14 @@ class _Potential(torch.autograd.Function):
         frames = xyz.detach().to("cpu", torch.float64).numpy()
         energies, forces = backend.evaluate(frames, ctx.needs_input_grad[0])
         if forces is not None:
-            ctx.save_for_backward(torch.from_numpy(forces).to(xyz))
+            ctx.save_for_backward(xyz, torch.from_numpy(forces).to(xyz))
         return torch.from_numpy(energies).to(xyz.device)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        (forces,) = ctx.saved_tensors
+        xyz, known = ctx.saved_tensors
+        # Without _Forces the second derivative would be a silent zero.
+        forces = _Forces.apply(xyz, known)  # type: ignore[no-untyped-call]
         return -forces * grad_output.to(forces)[:, None, None], None
 
 

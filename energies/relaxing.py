@@ -16,6 +16,13 @@ Array = NDArray[np.float64]
 Hands = Mapping[int, tuple[tuple[int, int, int], int]]
 """Centre -> (spokes, sign of their handed volume)."""
 
+_NONBONDED = (
+    openmm.NonbondedForce,
+    openmm.CustomNonbondedForce,
+    openmm.GBSAOBCForce,
+    openmm.CustomGBForce,
+)
+
 _FLAT = 0.05
 """Handed volume over the product of the bond lengths below which a centre counts as flat."""
 
@@ -61,16 +68,13 @@ def bonded_only(system: openmm.System) -> openmm.System:
     across one another.
     """
     bonded = copy.deepcopy(system)
-    keep = (openmm.HarmonicBondForce, openmm.HarmonicAngleForce, openmm.PeriodicTorsionForce)
     for k in reversed(range(bonded.getNumForces())):
-        if not isinstance(bonded.getForce(k), keep):
+        if isinstance(bonded.getForce(k), _NONBONDED):
             bonded.removeForce(k)
     return bonded
 
 
-def minimise(
-    system: openmm.System, positions: Array, *, tolerance: float
-) -> tuple[Array, float]:
+def minimise(system: openmm.System, positions: Array, *, tolerance: float) -> tuple[Array, float]:
     """Minimise in double precision.
 
     Args:

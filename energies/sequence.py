@@ -107,7 +107,9 @@ def resolve_sequence(sequence: str, forcefield: app.ForceField) -> list[Residue]
                 f"(D amino acids with a leading D), got {name!r}."
             )
         if (base in N_CAPS and k > 0) or (base in C_CAPS and k < len(names) - 1):
-            raise MoleculeError(f"Expected cap {name} at the end of the sequence, got {sequence!r}.")
+            raise MoleculeError(
+                f"Expected cap {name} at the end of the sequence, got {sequence!r}."
+            )
         first, last = k == 0 and base not in N_CAPS, k == len(names) - 1 and base not in C_CAPS
         residues.append(_resolve(name, base, mirrored, first, last, forcefield))
     return residues

@@ -46,7 +46,8 @@ class MolecularTarget(Target):
         if x.shape[-1] != self.dim:
             raise EnergyInputError(f"Expected x of shape [..., {self.dim}], got {list(x.shape)}.")
         self.energy.n_evals += x.shape[:-1].numel()
-        return Evaluation(*self._function(x))
+        function = self._evaluate if x.requires_grad else self._function
+        return Evaluation(*function(x))
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         xyz, log_jac = self.coordinates.to_xyz(x)

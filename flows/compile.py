@@ -4,15 +4,17 @@ import os
 import shutil
 import warnings
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from flows.transforms.coupling import Direction, SplineCoupling
 
+FlowT = TypeVar("FlowT", bound=nn.Module)
 
-def compile_flow(flow: nn.Module) -> nn.Module:
+
+def compile_flow(flow: FlowT) -> FlowT:
     """Make every coupling of the flow run compiled code, in place.
 
     Each direction is compiled when it is first used, once for every batch size, coupling size and

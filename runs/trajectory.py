@@ -67,8 +67,8 @@ def write_trajectory(
                     mdtraj.Trajectory(frames[:1], atoms).save_pdb(str(pdb_name))
                 n = len(frames)
                 steps = np.arange(n_frames, n_frames + n)
-                # Left out, the box is written as a cube of 1 nm, in which a reader that
-                # applies the minimum image would fold the molecule.
+                # No box, said explicitly: XTC always stores one, and mdtraj documents a cube of
+                # 1 nm as its default, in which a minimum image would fold the molecule.
                 box = np.zeros((n, 3, 3), dtype=np.float32)
                 xtc.write(frames, steps.astype(np.float32), steps.astype(np.int32), box)
                 n_frames += n

@@ -64,7 +64,7 @@ class ForceField(Energy):
     """The energy of an OpenMM System, batched over conformations, differentiable twice.
 
     Agrees with OpenMM's Reference platform to rounding. `float32` costs about 1e-6 of the summed
-    magnitudes of the terms; `torch.compile(forcefield.potential)` fuses everything in one graph.
+    magnitudes of the terms. `forcefield.compile()` fuses everything into one graph in place.
 
     Example:
         >>> forcefield = ForceField.from_openmm(molecule.system)  # doctest: +SKIP
@@ -139,9 +139,18 @@ class ForceField(Energy):
         r = None if self._pairs is None else norm(self._pairs((x, y, z)))
         return Frames((x, y, z), r)
 
-    def _potential(self, xyz: Tensor) -> Tensor:
+    def forward(self, xyz: Tensor) -> Tensor:
+        """Return the energy without counting it, kJ/mol, float64, shape [...]; see `potential`.
+
+        This, not `potential`, is what `compile()` compiles: a counter inside a compiled graph
+        would recompile it on every call.
+        """
         frames = self._frames(xyz.reshape(-1, self.n_atoms, 3))
         total = torch.zeros(frames.xyz[0].shape[1], dtype=torch.float64, device=xyz.device)
         for term in self._terms:
             total = total + term(frames)
         return total.reshape(xyz.shape[:-2])
+
+    def _potential(self, xyz: Tensor) -> Tensor:
+        energy: Tensor = self(xyz)
+        return energy

@@ -137,7 +137,9 @@ class Discrete(nn.Module):
 
 def read_tabulated(force: Any) -> dict[str, tuple[int, nn.Module]]:
     """Return the tabulated functions of a custom force: name -> (number of arguments, function)."""
-    functions = {}
+    functions: dict[str, tuple[int, nn.Module]] = {}
+    if not hasattr(force, "getNumTabulatedFunctions"):  # CustomBondForce and its like have none.
+        return functions
     for k in range(force.getNumTabulatedFunctions()):
         name = force.getTabulatedFunctionName(k)
         functions[name] = _translate(name, force.getTabulatedFunction(k))

@@ -54,5 +54,9 @@ def kept(log_w: Tensor, drop: float) -> Tensor:
 
 def masked_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Mean of `values` under `weight`; rows of weight 0 pass neither value nor gradient."""
-    safe = torch.where(weight > 0, values, 0.0)
-    return (weight * safe).sum() / weight.sum().clamp_min(1.0)
+    return (weight * zeroed(values, weight)).sum() / weight.sum().clamp_min(1.0)
+
+
+def zeroed(values: Tensor, weight: Tensor) -> Tensor:
+    """`values` with 0 in rows of weight 0: an infinity there must not meet any arithmetic."""
+    return torch.where(weight > 0, values, 0.0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from flows.flow import Flow
-from flows.losses.base import Loss, Stats, check_fraction, kept, masked_mean
+from flows.losses.base import Loss, Stats, check_fraction, kept, masked_mean, zeroed
 from flows.types import Samples
 
 
@@ -35,6 +35,7 @@ class L2(Loss):
         """Return L over the rows kept."""
         r = samples.log_p - flow.log_prob(samples.x).to(torch.float64)
         weight = kept(r.detach(), self.drop)
+        r = zeroed(r, weight)
         centre = masked_mean(r.detach(), weight)
         return 0.5 * masked_mean(self.shape(r - centre) ** 2, weight), {"log_z_mean": centre}
 
@@ -75,5 +76,6 @@ class LogVariance(Loss):
         """Return L over the rows kept."""
         r = samples.log_p - flow.log_prob(samples.x).to(torch.float64)
         weight = kept(r.detach(), self.drop)
+        r = zeroed(r, weight)
         mean = masked_mean(r, weight)
         return 0.5 * masked_mean((r - mean) ** 2, weight), {"log_z_mean": mean.detach()}

@@ -119,10 +119,16 @@ class SplineCoupling(Transform):  # type: ignore[misc]  # nflows has no types
         return self._run(decode, z)
 
     def _run(self, direction: Direction, x: Tensor) -> tuple[Tensor, Tensor]:
-        run = direction if self.wrapper is None else self.wrapper(direction)
         # The batch goes last here, outside of what is compiled: fusing a transpose into the
         # spline's backward made torch 2.13 generate CPU code that corrupts the heap.
-        y, log_det = run(self, x.T.contiguous())
+        rows = x.T.contiguous()
+        if self.wrapper is None:
+            y, log_det = direction(self, rows)
+        else:
+            if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+                # The first layer's input needs no gradient; asking for one saves a second graph.
+                rows = rows if rows.requires_grad else rows.detach().requires_grad_()
+            y, log_det = self.wrapper(direction)(self, rows)
         return y.T, log_det
 
     def parameters_at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

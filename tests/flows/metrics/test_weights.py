@@ -132,16 +132,16 @@ def test_mean_is_the_textbook_one() -> None:
 
 def test_bootstrap_agrees_with_the_delta_method() -> None:
     """300 replicates give the error to 4 %; 4 of these are allowed."""
-    x, log_w = draw(5000, seed=3)
+    x, log_w = draw(2000, seed=3)
     cases = [
         (log_z(log_w), lambda rows: log_z(log_w[rows]).value),
         (reverse_kl(log_w), lambda rows: reverse_kl(log_w[rows]).value),
         (weighted_mean(x**2, log_w), lambda rows: weighted_mean(x[rows] ** 2, log_w[rows]).value),
     ]
     for (value, se), statistic in cases:
-        boot = bootstrap(statistic, 5000, n_rep=300, generator=generator(4))
+        boot = bootstrap(statistic, 2000, n_rep=300, generator=generator(4))
         assert boot.se == pytest.approx(se, rel=4 / math.sqrt(600))
-        assert abs(boot.value - value) < 4 * se / math.sqrt(300) + 2e-4
+        assert abs(boot.value - value) < 4 * se / math.sqrt(300) + 5e-4
 
 
 def test_clip_lowers_the_top_k_to_the_kth() -> None:
