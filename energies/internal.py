@@ -176,12 +176,16 @@ class InternalCoordinates(nn.Module):
             Positions, nm, [..., N, 3], and log|det d xyz / d x|, float64, [...]. A row outside
             the domain has log-determinant -inf, the reference shape, and no gradient.
         """
-        u = self.centre + x @ self.spread.T
-        inside = ((u > self.lower) & (u < self.upper)).all(-1)
-        u = torch.where(inside.unsqueeze(-1), u, self.centre)
-        xyz, log_det = self.placer.place(u @ self.mix.T)
+        # The batch is innermost from here to the positions: no transpose, long vectors.
+        rows = x.reshape(-1, self.dim).T
+        u = self.centre[:, None] + self.spread @ rows
+        inside = self._inside(u)
+        u = torch.where(inside, u, self.centre[:, None])
+        xyz, log_det = self.placer.place((self.mix @ u).T)
         log_det = log_det.to(torch.float64) + self.log_det_linear
-        return xyz, torch.where(inside, log_det, -math.inf)
+        log_det = torch.where(inside, log_det, -math.inf)
+        shape = x.shape[:-1]
+        return xyz.reshape(*shape, self.n_atoms, 3), log_det.reshape(shape)
 
     def from_xyz(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
         """Read flow coordinates off positions; labels of symmetric rotors do not matter.
@@ -210,13 +214,13 @@ class InternalCoordinates(nn.Module):
             scale.to(xyz.dtype), deviation[..., :n].unsqueeze(-1), upper=False
         ).squeeze(-1)
         x = torch.cat([x_stiff, deviation[..., n:]], dim=-1)
-        inside = ((u > self.lower) & (u < self.upper)).all(-1)
+        inside = self._inside(u.reshape(-1, len(self.centre)).T).reshape(u.shape[:-1])
         return x, torch.where(inside, -self.to_xyz(x)[1], -math.inf)
 
     def in_domain(self, x: Tensor) -> Tensor:
         """Return bool [...]: which rows of `x` are shapes of the molecule."""
-        u = self.centre + x @ self.spread.T
-        return ((u > self.lower) & (u < self.upper)).all(-1)
+        u = self.centre[:, None] + self.spread @ x.reshape(-1, self.dim).T
+        return self._inside(u).reshape(x.shape[:-1])
 
     def permute_rotors(self, xyz: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Exchange the labels of symmetric rotors at random: from one domain to all of them.
@@ -231,6 +235,10 @@ class InternalCoordinates(nn.Module):
             )
             xyz = self._turn(xyz, rotor, turns)
         return xyz
+
+    def _inside(self, u: Tensor) -> Tensor:
+        """Which columns of u [3N-6, n] lie within all bounds, bool [n]."""
+        return ((u > self.lower[:, None]) & (u < self.upper[:, None])).all(0)
 
     def _relative(self, xyz: Tensor) -> Tensor:
         """The coordinates u, torsions within π of their centre."""

@@ -18,15 +18,15 @@ from openmm import app, unit
 from energies.errors import MoleculeError
 from energies.relaxing import (
     bonded_only,
+    check_backbone,
     check_hands,
     check_structure,
     ideal_geometry,
     minimise,
-    neighbour_lists,
     tetrahedral_hands,
 )
-from energies.sequence import Residue, build_topology, resolve_sequence
-from energies.structure import Ideal, Quadruple, dihedral, place_atoms
+from energies.sequence import Backbone, build_topology, resolve_sequence
+from energies.structure import place_atoms
 
 if TYPE_CHECKING:
     import mdtraj
@@ -39,7 +39,6 @@ _IMPLICIT = {None: None, "HCT": app.HCT, "OBC1": app.OBC1, "OBC2": app.OBC2, "GB
 
 # Backbone (φ, ψ) in degrees from which a sequence is minimised; the lowest end wins.
 _STARTS = ((-150.0, 150.0), (-80.0, 75.0), (-65.0, -40.0))
-_PROLINE_PHI = -65.0
 
 _FORCE_TOLERANCE = 1e-3
 """Root mean square force at which minimising stops, kJ/mol/nm."""
@@ -74,7 +73,6 @@ class Molecule:
                 f"{list(self.positions.shape)} and {self.topology.getNumAtoms()} atoms."
             )
         check_structure(self.positions, self.bonds)
-        self.positions.setflags(write=False)
 
     @property
     def n_atoms(self) -> int:
@@ -145,12 +143,12 @@ class Molecule:
         failure: MoleculeError | None = None
         labels = _labels(topology)
         for phi, psi in _STARTS:
-            backbone = _Backbone(topology, residues, math.radians(phi), math.radians(psi))
-            start = place_atoms(backbone.ideal(free), backbone.first)
+            backbone = Backbone(topology, residues, math.radians(phi), math.radians(psi))
+            start = place_atoms(ideal_geometry(free, backbone), backbone.first)
             relaxed, _ = minimise(bonded_only(free), start, tolerance=10.0)
             relaxed, energy = minimise(free, relaxed, tolerance=1.0)
             try:
-                backbone.check(relaxed, labels)
+                check_backbone(relaxed, backbone, labels)
             except MoleculeError as error:
                 failure = error
                 continue
@@ -167,7 +165,7 @@ class Molecule:
             system = _create_system(field, topology, constraints, what, templates)
             positions, _ = minimise(system, positions, tolerance=_FORCE_TOLERANCE)
         name = " ".join(sequence.split())
-        backbone.check(positions, labels)
+        check_backbone(positions, backbone, labels)
         return cls(name=name, topology=topology, system=system, positions=positions)
 
     @classmethod
@@ -250,60 +248,6 @@ class Molecule:
         return molecule
 
 
-class _Backbone:
-    """What the residues of a sequence say about a structure: torsions, hands, placing order."""
-
-    def __init__(
-        self, topology: app.Topology, residues: Sequence[Residue], phi: float, psi: float
-    ) -> None:
-        atoms = [{a.name: a.index for a in entry.atoms()} for entry in topology.residues()]
-        self.first = atoms[0].get("CH3", atoms[0].get("N", 0))
-        self.bonds = [(b[0].index, b[1].index) for b in topology.bonds()]
-        # Backbone before side chain before hydrogen: what is placed first owns the torsion.
-        self.priority = [
-            (a.element.symbol == "H", a.name not in ("N", "CA", "C"), a.index)
-            for a in topology.atoms()
-        ]
-        self.torsions: dict[Quadruple, float] = {}
-        self.hands: dict[int, tuple[int, int, int]] = {}
-        self.peptide_bonds: list[Quadruple] = []
-        for k, residue in enumerate(residues):
-            here = atoms[k]
-            for centre, (a, b, c) in residue.stereocentres():
-                self.hands[here[centre]] = (here[a], here[b], here[c])
-            mirror = -1.0 if residue.mirrored else 1.0
-            if k and "CA" in here:
-                own = math.radians(_PROLINE_PHI) if residue.base == "PRO" else phi
-                key = (atoms[k - 1]["C"], here["N"], here["CA"], here["C"])
-                self.torsions[key] = mirror * own
-            if k + 1 < len(residues):
-                after = atoms[k + 1]
-                if "CA" in here:
-                    self.torsions[here["N"], here["CA"], here["C"], after["N"]] = mirror * psi
-                ends = here.get("CA", here.get("CH3")), after.get("CA", after.get("CH3"))
-                if ends[0] is not None and ends[1] is not None:
-                    omega = (ends[0], here["C"], after["N"], ends[1])
-                    self.torsions[omega] = math.pi
-                    self.peptide_bonds.append(omega)
-
-    def ideal(self, system: openmm.System) -> Ideal:
-        """Return the ideal geometry of the whole molecule."""
-        neighbours = neighbour_lists(len(self.priority), self.bonds, self.priority)
-        return ideal_geometry(system, neighbours, self.torsions, self.hands)
-
-    def check(self, xyz: Array, labels: Sequence[str]) -> None:
-        """Raise MoleculeError if a stereocentre or a peptide bond is not as it was built."""
-        hands = {centre: (spokes, 1) for centre, spokes in self.hands.items()}
-        check_hands(xyz, hands, labels)
-        for a, b, c, d in self.peptide_bonds:
-            omega = math.degrees(dihedral(xyz[a], xyz[b], xyz[c], xyz[d]))
-            if abs(omega) < 90.0:
-                raise MoleculeError(
-                    f"Expected a trans peptide bond {labels[b]} {labels[c]}, "
-                    f"got ω = {omega:.0f} degrees after minimising."
-                )
-
-
 def _labels(topology: app.Topology) -> list[str]:
     return [f"{a.residue.name}{a.residue.index + 1}-{a.name}" for a in topology.atoms()]
 
@@ -346,7 +290,7 @@ def _create_system(
             removeCMMotion=False,
             residueTemplates=dict(templates),
         )
-    except Exception as error:  # noqa: BLE001 - OpenMM raises bare Exception for ambiguous templates
+    except Exception as error:  # OpenMM raises it bare
         raise MoleculeError(f"Expected {what} to fit the force field, got: {error}") from error
 
 
@@ -355,7 +299,7 @@ def _read(reader: Any, path: str | Path, argument: str) -> Any:
         raise MoleculeError(f"Expected {argument} to be an existing file, got {path}.")
     try:
         return reader(str(path))
-    except Exception as error:  # noqa: BLE001 - OpenMM's readers raise whatever the damage causes
+    except Exception as error:  # whatever the damage causes
         raise MoleculeError(f"Expected {argument} {path} to be readable, got: {error}") from error
 
 

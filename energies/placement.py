@@ -53,7 +53,7 @@ class Placer(nn.Module):
             log|det d xyz / d q| up to rigid motions, [...].
         """
         rows = q.movedim(-1, 0)
-        r, theta, t = rows.split([self.angle_row, self.n_atoms - 2, self.n_atoms - 3])
+        r, theta, t = torch.split(rows, [self.angle_row, self.n_atoms - 2, self.n_atoms - 3])
         # Atoms of the root: slot 1 is bonded to slot 0, slot 2 to slot 1.
         zero = torch.zeros_like(r[0])
         cos, sin = torch.cos(theta), torch.sin(theta)

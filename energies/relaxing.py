@@ -1,6 +1,7 @@
 """Ideal geometry out of an OpenMM System, minimising in it, and checks of what comes out."""
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from openmm import unit
 
 from energies.errors import MoleculeError
-from energies.structure import Ideal, Quadruple, handed_volume
+from energies.sequence import Backbone
+from energies.structure import Ideal, dihedral, handed_volume
 
 Array = NDArray[np.float64]
 Hands = Mapping[int, tuple[tuple[int, int, int], int]]
@@ -38,13 +40,15 @@ def neighbour_lists(
     return [sorted(neighbours[i], key=priority.__getitem__) for i in range(n_atoms)]
 
 
-def ideal_geometry(
-    system: openmm.System,
-    neighbours: Sequence[Sequence[int]],
-    torsions: Mapping[Quadruple, float],
-    handedness: Mapping[int, tuple[int, int, int]],
-) -> Ideal:
-    """Read equilibrium bond lengths (nm) and angles (radians) off a System's harmonic forces."""
+def ideal_geometry(system: openmm.System, backbone: Backbone) -> Ideal:
+    """Return what a structure should look like.
+
+    Args:
+        system: Its harmonic forces give the bond lengths and angles; without constraints, which
+            would hide bonds.
+        backbone: Torsions, stereocentres and the order of placing.
+    """
+    neighbours = neighbour_lists(system.getNumParticles(), backbone.bonds, backbone.priority)
     lengths: dict[tuple[int, int], float] = {}
     angles: dict[tuple[int, int, int], float] = {}
     for force in system.getForces():
@@ -56,9 +60,9 @@ def ideal_geometry(
                     lengths[min(i, j), max(i, j)] = length.value_in_unit(unit.nanometer)
         elif isinstance(force, openmm.HarmonicAngleForce):
             for k in range(force.getNumAngles()):
-                i, j, l, angle, _ = force.getAngleParameters(k)
-                angles[min(i, l), j, max(i, l)] = angle.value_in_unit(unit.radian)
-    return Ideal(neighbours, lengths, angles, torsions, handedness)
+                i, j, m, angle, _ = force.getAngleParameters(k)
+                angles[min(i, m), j, max(i, m)] = angle.value_in_unit(unit.radian)
+    return Ideal(neighbours, lengths, angles, backbone.torsions, backbone.hands)
 
 
 def bonded_only(system: openmm.System) -> openmm.System:
@@ -148,7 +152,7 @@ def check_structure(positions: Array, bonds: Sequence[tuple[int, int]]) -> None:
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     distances[np.diag_indices(n)] = np.inf
     if distances.min() < 0.03:
-        i, j = np.unravel_index(int(distances.argmin()), distances.shape)
+        i, j = divmod(int(distances.argmin()), n)
         raise MoleculeError(
             f"Expected atoms at least 0.03 nm apart, got {distances.min():.4g} nm between atoms "
             f"{i} and {j}."
@@ -177,4 +181,16 @@ def check_hands(positions: Array, hands: Hands, labels: Sequence[str]) -> None:
             raise MoleculeError(
                 f"Expected the stereocentre {labels[centre]} to keep its hand while minimising, "
                 f"got it {'flat' if volume > -_FLAT else 'inverted'} (volume {volume:.3f})."
+            )
+
+
+def check_backbone(positions: Array, backbone: Backbone, labels: Sequence[str]) -> None:
+    """Raise MoleculeError if a stereocentre or a peptide bond is not as it was built."""
+    check_hands(positions, {x: (spokes, 1) for x, spokes in backbone.hands.items()}, labels)
+    for a, b, c, d in backbone.peptide_bonds:
+        omega = dihedral(positions[a], positions[b], positions[c], positions[d])
+        if abs(omega) < math.pi / 2:
+            raise MoleculeError(
+                f"Expected a trans peptide bond {labels[b]} {labels[c]}, "
+                f"got ω = {math.degrees(omega):.0f} degrees after minimising."
             )

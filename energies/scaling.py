@@ -59,4 +59,6 @@ def harmonic_scale(h: Tensor, temperature: float, *, spread: float = 1e3) -> Ten
     d = diagonal.rsqrt()
     values, vectors = torch.linalg.eigh(h * d * d[:, None])
     half = (vectors * values.clamp_min(1.0 / spread).rsqrt()) * d[:, None]
-    return torch.linalg.cholesky(R * temperature * half @ half.T)
+    covariance: Tensor = R * temperature * half @ half.T
+    factor: Tensor = torch.linalg.cholesky(covariance)
+    return factor

@@ -1,5 +1,6 @@
 """From residue names to a topology, with the atoms and bonds of the force field's templates."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from openmm import app
 
 from energies.errors import MoleculeError
+from energies.structure import Quadruple
 
 AMINO_ACIDS = (
     "ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE",
@@ -49,6 +51,10 @@ _STEREO: dict[str, tuple[tuple[str, tuple[str, str, str]], ...]] = {
     "THR": (("CB", ("CA", "OG1", "CG2")),),
     "HYP": (("CG", ("CD", "OD1", "CB")),),
 }
+
+
+PROLINE_PHI = math.radians(-65.0)
+"""φ to which its ring holds a proline, whatever that of the other residues."""
 
 
 @dataclass(frozen=True)
@@ -206,3 +212,49 @@ def build_topology(residues: Sequence[Residue]) -> tuple[app.Topology, dict[Any,
     for one, other in zip(sulfurs[::2], sulfurs[1::2], strict=True):
         topology.addBond(one, other)
     return topology, templates
+
+
+class Backbone:
+    """What the residues of a sequence say about its structure.
+
+    Attributes:
+        first: Atom from which the structure is grown.
+        bonds: Bonded pairs of atoms.
+        priority: Sort key of each atom among the neighbours of another.
+        torsions: φ, ψ and ω, radians, by their four atoms.
+        hands: Stereocentre -> its spokes with positive handed volume.
+        peptide_bonds: The four atoms of each ω.
+    """
+
+    def __init__(
+        self, topology: app.Topology, residues: Sequence[Residue], phi: float, psi: float
+    ) -> None:
+        atoms = [{a.name: a.index for a in entry.atoms()} for entry in topology.residues()]
+        self.first = atoms[0].get("CH3", atoms[0].get("N", 0))
+        self.bonds = [(b[0].index, b[1].index) for b in topology.bonds()]
+        # Backbone before side chain before hydrogen: what is placed first owns the torsion.
+        self.priority = [
+            (a.element.symbol == "H", a.name not in ("N", "CA", "C"), a.index)
+            for a in topology.atoms()
+        ]
+        self.torsions: dict[Quadruple, float] = {}
+        self.hands: dict[int, tuple[int, int, int]] = {}
+        self.peptide_bonds: list[Quadruple] = []
+        for k, residue in enumerate(residues):
+            here = atoms[k]
+            for centre, (a, b, c) in residue.stereocentres():
+                self.hands[here[centre]] = (here[a], here[b], here[c])
+            mirror = -1.0 if residue.mirrored else 1.0
+            if k and "CA" in here:
+                own = PROLINE_PHI if residue.base == "PRO" else phi
+                key = (atoms[k - 1]["C"], here["N"], here["CA"], here["C"])
+                self.torsions[key] = mirror * own
+            if k + 1 < len(residues):
+                after = atoms[k + 1]
+                if "CA" in here:
+                    self.torsions[here["N"], here["CA"], here["C"], after["N"]] = mirror * psi
+                ends = here.get("CA", here.get("CH3")), after.get("CA", after.get("CH3"))
+                if ends[0] is not None and ends[1] is not None:
+                    omega = (ends[0], here["C"], after["N"], ends[1])
+                    self.torsions[omega] = math.pi
+                    self.peptide_bonds.append(omega)

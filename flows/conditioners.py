@@ -90,6 +90,7 @@ class Conditioner(nn.Module):
         """Return the parameters [n_outputs, n] for points x [D, n]."""
         h = self.features(x)
         for layer in self.layers:
-            new = nn.functional.silu(torch.addmm(layer.bias[:, None], layer.weight, h))
+            weight, bias = layer.parameters()
+            new = nn.functional.silu(torch.addmm(bias[:, None], weight, h))
             h = h + new if self.residual and new.shape == h.shape else new
         return torch.addmm(self.bias[:, None], self.weight, h)

@@ -25,6 +25,9 @@ class CommandError(ValueError):
     """A command cannot do what was asked; the message says what was expected."""
 
 
+OUR_ERRORS = (CommandError, EnergyInputError, FlowInputError, TrainingError)
+
+
 def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
     """Run `task` on the config that the command line asks for, and exit.
 
@@ -36,14 +39,24 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
         config_name: Name of the primary config in `configs/`.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here rather than to Hydra's printer
-    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
+    failed: list[Exception] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
+    def main(config: DictConfig) -> None:
+        try:
+            task(config)
+        except Exception as error:  # noqa: BLE001  # raised again below, past Hydra's own report
+            failed.append(error)
+
     try:
         main()
+        if failed:
+            raise failed[0]
     except InterruptedRunError as error:
         sys.exit(_say(str(error), 130))
     except KeyboardInterrupt:
         sys.exit(_say("Stopped.", 130))
-    except (CommandError, EnergyInputError, FlowInputError, TrainingError) as error:
+    except OUR_ERRORS as error:
         sys.exit(_say(str(error), 1))
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(_say(_explain(error, config_name), 1))
@@ -56,16 +69,16 @@ def _say(sentence: str, status: int) -> int:
 
 def _explain(error: Exception, config_name: str) -> str:
     """One sentence for an override that Hydra refused, with the valid names."""
-    text = str(error)
     cause: BaseException | None = error
     while cause is not None:
-        if match := re.search(r"full_key: (\S+)", str(cause)):
+        if isinstance(cause, OUR_ERRORS):
+            return str(cause)
+        if match := re.search(r"is not in struct\s+full_key: (\S+)", str(cause)):
             return _unknown_key(match.group(1), config_name)
-        if match := re.search(r"Error (?:in call to|instantiating|locating)[^']*'(.+?)'", text):
-            reason = str(error.__cause__ or text).splitlines()[0]
-            return f"Expected valid arguments for {match.group(1)}, got: {reason}"
+        if isinstance(cause, TypeError):  # a wrong argument of what `_target_` names
+            return f"Expected arguments that the config's _target_ takes, got: {cause}."
         cause = cause.__cause__
-    return " ".join(text.split())
+    return " ".join(str(error).split())
 
 
 def _unknown_key(key: str, config_name: str) -> str:

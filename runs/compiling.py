@@ -14,8 +14,13 @@ def compile_all(flow: Flow, target: MolecularTarget, mode: bool | str) -> None:
         target: Coordinates and energy become one graph.
         mode: True, False, or "auto": where a C++ compiler is found.
     """
-    if mode not in (True, False, "auto"):
-        raise CommandError(f"Expected compile to be auto, true or false, got {mode!r}.")
+    check_mode(mode)
     if mode is not False:
         compile_flow(flow)
         target.compile()
+
+
+def check_mode(mode: bool | str) -> None:
+    """Raise CommandError unless `mode` is one of the three."""
+    if mode not in (True, False, "auto"):
+        raise CommandError(f"Expected compile to be auto, true or false, got {mode!r}.")

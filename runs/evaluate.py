@@ -147,7 +147,7 @@ def load_flow(folder: RunFolder, system: System) -> Flow:
         raise CommandError(
             f"Expected a checkpoint of the flow in {folder.config_file}, got other layers."
         ) from error
-    return flow.requires_grad_(False)
+    return flow
 
 
 def run(config: DictConfig) -> None:

@@ -13,7 +13,7 @@ from flows.training import Trainer
 from flows.training.loggers import JsonLines, Logger, Tee
 from runs.building import build_flow, build_stages, build_system
 from runs.cli import run_command
-from runs.compiling import compile_all
+from runs.compiling import check_mode, compile_all
 from runs.evaluate import evaluate
 from runs.folder import RunFolder
 
@@ -30,6 +30,7 @@ def train(config: DictConfig) -> RunFolder:
         The run folder.
     """
     started = time.monotonic()
+    check_mode(config.trainer.compile)
     stages = build_stages(config)
     trainer = Trainer(**{k: v for k, v in config.trainer.items() if k not in _NOT_TRAINER})
     torch.manual_seed(config.seed)

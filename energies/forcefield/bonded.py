@@ -81,10 +81,10 @@ class FourierTorsion(Term):
     ) -> None:
         super().__init__()
         atoms = list(series)
-        i, j, k, l = ([quadruple[c] for quadruple in atoms] for c in range(4))
-        self.first = Displacements(i, j, n_atoms)
-        self.second = Displacements(j, k, n_atoms)
-        self.third = Displacements(k, l, n_atoms)
+        places = [[quadruple[place] for quadruple in atoms] for place in range(4)]
+        self.first = Displacements(places[0], places[1], n_atoms)
+        self.second = Displacements(places[1], places[2], n_atoms)
+        self.third = Displacements(places[2], places[3], n_atoms)
         self.order = max((n for row in series.values() for n in row), default=0)
         shape = (self.order + 1, len(atoms), 1)
         cosine, sine = torch.zeros(2, *shape, dtype=torch.float64)
@@ -116,21 +116,21 @@ def periodic_torsion(force: Any, n_atoms: int) -> FourierTorsion:
     reject_periodic(force)
     series: dict[tuple[int, int, int, int], dict[int, tuple[float, float]]] = defaultdict(dict)
     for t in range(force.getNumTorsions()):
-        i, j, k, l, n, phase, barrier = force.getTorsionParameters(t)
+        a, b, c, d, n, phase, barrier = force.getTorsionParameters(t)
         phi0, height = plain(phase), plain(barrier)
         # Backwards is the same dihedral, and one row serves both.
-        row = series[(i, j, k, l) if (l, k, j, i) not in series else (l, k, j, i)]
-        for order, (a, b) in (
+        row = series[(a, b, c, d) if (d, c, b, a) not in series else (d, c, b, a)]
+        for order, (even, odd) in (
             (0, (height, 0.0)),
             (n, (height * math.cos(phi0), height * _sine(phi0))),
         ):
             old = row.get(order, (0.0, 0.0))
-            row[order] = (old[0] + a, old[1] + b)
+            row[order] = (old[0] + even, old[1] + odd)
     return FourierTorsion(dict(series), n_atoms)
 
 
 def _sine(phase: float) -> float:
-    """sin φ₀, exactly 0 at multiples of π, which files write with few digits."""
+    """Return sin φ₀, exactly 0 at multiples of π, which files write with few digits."""
     value = math.sin(phase)
     return 0.0 if abs(value) < 1e-12 else value
 

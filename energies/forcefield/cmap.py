@@ -37,12 +37,15 @@ class CMAP(Term):
         self.steps = torch.nn.ModuleList(
             Displacements(atoms[c], atoms[c + 1], n_atoms) for c in (0, 1, 2, 4, 5, 6)
         )
-        self.register_buffer("which", torch.tensor([row[0] for row in rows])[:, None])
+        which = torch.tensor([row[0] for row in rows], dtype=torch.int64)
+        self.register_buffer("which", which[:, None])
 
     which: Tensor
 
     def forward(self, frames: Frames) -> Tensor:
         """Return the energy, kJ/mol, [B]."""
+        if not len(self.which):  # CHARMM adds the force to peptides too short for one.
+            return torch.zeros_like(frames.xyz[0][0])
         u = [step(frames.xyz) for step in self.steps]
         phi, psi = dihedral(u[0], u[1], u[2]), dihedral(u[3], u[4], u[5])
         energy: Tensor = self.spline(self.which, phi, psi)

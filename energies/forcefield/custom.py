@@ -1,6 +1,7 @@
 """Custom forces on bonds, angles, torsions, compounds and single particles."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -117,10 +118,10 @@ def _never(*_: Value) -> Value:
 
 
 def _between(size: int, c: tuple[Value, ...]) -> list[Vector]:
-    points = [tuple(torch.as_tensor(v) for v in c[3 * k : 3 * k + 3]) for k in range(size)]
-    return [
-        (b[0] - a[0], b[1] - a[1], b[2] - a[2]) for a, b in zip(points, points[1:], strict=False)
-    ]
+    like = next((v for v in c if isinstance(v, Tensor)), torch.ones((), dtype=torch.float64))
+    flat = [torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in c]
+    points = [flat[3 * k : 3 * k + 3] for k in range(size)]
+    return [(b[0] - a[0], b[1] - a[1], b[2] - a[2]) for a, b in pairwise(points)]
 
 
 def _point_distance(*c: Value) -> Value:

@@ -32,7 +32,9 @@ _TOKEN = re.compile(
 )
 
 
-def _elementwise(on_tensor: Callable[[Tensor], Tensor], on_float: Callable[[float], float]) -> Function:
+def _elementwise(
+    on_tensor: Callable[[Tensor], Tensor], on_float: Callable[[float], float]
+) -> Function:
     return lambda x: on_tensor(x) if isinstance(x, Tensor) else on_float(x)
 
 
@@ -70,14 +72,14 @@ def _select(condition: Value, yes: Value, no: Value) -> Value:
     return yes if condition != 0 else no
 
 
-def _extremum(pick: Function, clamp: str, on_float: Callable[[float, float], float]) -> Function:
+def _extremum(pick: Function, cap: bool, on_float: Callable[[float, float], float]) -> Function:
     def extremum(x: Value, y: Value) -> Value:
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             return pick(x, y)
         if isinstance(x, Tensor):
-            return x.clamp(**{clamp: y})
+            return x.clamp(max=y) if cap else x.clamp(min=y)
         if isinstance(y, Tensor):
-            return y.clamp(**{clamp: x})
+            return y.clamp(max=x) if cap else y.clamp(min=x)
         return on_float(x, y)
 
     return extremum
@@ -122,8 +124,8 @@ _UNARY: dict[str, Function] = {
 _FUNCTIONS: dict[str, tuple[int, Function]] = {
     **{name: (1, function) for name, function in _UNARY.items()},
     "atan2": (2, _atan2),
-    "min": (2, _extremum(torch.minimum, "max", min)),
-    "max": (2, _extremum(torch.maximum, "min", max)),
+    "min": (2, _extremum(torch.minimum, True, min)),
+    "max": (2, _extremum(torch.maximum, False, max)),
     "select": (3, _select),
 }
 
@@ -293,7 +295,11 @@ class Expression:
         return self._slots[node]
 
     def _call(
-        self, kind: str, content: tuple[Node, ...], definitions: dict[str, Node], inside: tuple[str, ...]
+        self,
+        kind: str,
+        content: tuple[Node, ...],
+        definitions: dict[str, Node],
+        inside: tuple[str, ...],
     ) -> tuple[Function | None, tuple[int, ...], str | float]:
         if not kind.endswith("()"):
             slots = tuple(self._emit(child, definitions, inside) for child in content)

@@ -47,7 +47,10 @@ SKIPPED = frozenset({
 
 
 class _Quarantine(torch.autograd.Function):
-    """Identity whose backward zeroes the gradient of every frame where it is not finite."""
+    """Identity whose backward zeroes the gradient of every frame where it is not finite.
+
+    A frame of energy +inf gets its zero force here: inside the terms its gradient is 0 · inf.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -63,8 +66,9 @@ class _Quarantine(torch.autograd.Function):
 class ForceField(Energy):
     """The energy of an OpenMM System, batched over conformations, differentiable twice.
 
-    Agrees with OpenMM's Reference platform to rounding. `float32` costs about 1e-6 of the summed
-    magnitudes of the terms. `forcefield.compile()` fuses everything into one graph in place.
+    Agrees with OpenMM's Reference platform to rounding. In float32 the energy is off by about
+    1e-6 of the summed magnitudes of the terms (alanine dipeptide at 400 K: below 1e-3 kJ/mol). `forcefield.compile()` fuses everything into one graph in place; on a CPU batches of about 1024
+    frames, which stay in cache, are fastest.
 
     Example:
         >>> forcefield = ForceField.from_openmm(molecule.system)  # doctest: +SKIP

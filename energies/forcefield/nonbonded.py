@@ -77,5 +77,9 @@ def _with_offsets(
     for k in range(force.getNumExceptionParameterOffsets()):
         name, e, *scales = force.getExceptionParameterOffset(k)
         i, j, values = rows[e]
-        rows[e] = (i, j, [v + defaults[name] * plain(s) for v, s in zip(values, scales, strict=True)])
+        rows[e] = (
+            i,
+            j,
+            [v + defaults[name] * plain(s) for v, s in zip(values, scales, strict=True)],
+        )
     return particles, {(i, j): values for i, j, values in rows}

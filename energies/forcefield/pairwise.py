@@ -87,7 +87,12 @@ class CustomNonbonded(Term):
         assert frames.r is not None
         r = self.pick(frames.r)
         value = self.expression({**self.globals, **self.columns(), "r": r})
-        return torch.as_tensor(value, dtype=r.dtype).expand_as(r).sum(0)
+        return _full(value, r).sum(0)
+
+
+def _full(value: Value, like: Tensor) -> Tensor:
+    """Return a value of an expression, perhaps a number or a column, in the shape of `like`."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
 
 
 def _interacting(force: Any, n_atoms: int) -> list[tuple[int, int]]:
@@ -155,16 +160,16 @@ class CustomGB(Term):
         back: dict[str, Value] = {**self.globals, **self.back(), "r": r}
         for name, expression, kind in self.values:
             if kind == SINGLE:
-                value = torch.as_tensor(expression(single), dtype=r.dtype).expand_as(x)
+                value = _full(expression(single), x)
             else:
                 both = [self._masked(expression(env), r, kind) for env in (there, back)]
                 value = self.ends.transpose(torch.cat(both))
             single[name] = value
             self._spread(name, value, there, back)
-        total = torch.zeros_like(r[0]) if self.n_pairs else torch.zeros_like(x[0])
+        total = torch.zeros_like(x[0])
         for expression, kind in self.energies:
             if kind == SINGLE:
-                energy = torch.as_tensor(expression(single), dtype=r.dtype).expand_as(x)
+                energy = _full(expression(single), x)
             else:
                 energy = self._masked(expression(there), r, kind)
             total = total + energy.sum(0)
@@ -184,7 +189,7 @@ class CustomGB(Term):
         back |= {f"{name}1": two, f"{name}2": one}
 
     def _masked(self, value: Value, r: Tensor, kind: int) -> Tensor:
-        full = torch.as_tensor(value, dtype=r.dtype).expand_as(r)
+        full = _full(value, r)
         if kind == PAIR and self.any_excluded:
             return torch.where(self.kept, full, 0.0)
         return full
@@ -198,9 +203,7 @@ def custom_gb(force: Any, n_atoms: int) -> CustomGB:
     return CustomGB(
         n_atoms,
         columns=_particle_columns(force, n_atoms),
-        values=[
-            force.getComputedValueParameters(k) for k in range(force.getNumComputedValues())
-        ],
+        values=[force.getComputedValueParameters(k) for k in range(force.getNumComputedValues())],
         energies=[force.getEnergyTermParameters(k) for k in range(force.getNumEnergyTerms())],
         constants=global_parameters(force),
         exclusions=_exclusions(force),

@@ -6,7 +6,7 @@ from energies.errors import UnsupportedForceError
 
 
 def plain(value: Any) -> float:
-    """Return a number, without its unit (nm, kJ/mol, radians, elementary charges) if it has one."""
+    """Return a number, stripped of its unit (nm, kJ/mol, rad, e) if it has one."""
     if hasattr(value, "value_in_unit_system"):
         # Only a System has Quantities, so OpenMM is loaded already whenever this runs.
         from openmm import unit

@@ -100,7 +100,9 @@ class Spline(nn.Module):
 class Continuous(nn.Module):
     """OpenMM's Continuous1D, 2D and 3DFunction."""
 
-    def __init__(self, values: Array, limits: list[tuple[float, float]], *, periodic: bool) -> None:
+    def __init__(
+        self, values: Array, limits: list[tuple[float, float]], *, periodic: bool
+    ) -> None:
         super().__init__()
         if periodic:  # OpenMM repeats the first knot at the end.
             values = values[tuple(slice(0, -1) for _ in limits)]
@@ -109,7 +111,9 @@ class Continuous(nn.Module):
     def forward(self, *variables: Tensor | float) -> Tensor:
         """Return f(variables)."""
         like = self.spline.coefficients
-        return self.spline(0, *(torch.as_tensor(v, dtype=like.dtype) for v in variables))  # type: ignore[no-any-return]
+        return self.spline(
+            0, *(torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in variables)
+        )  # type: ignore[no-any-return]
 
 
 class Discrete(nn.Module):
@@ -136,7 +140,7 @@ class Discrete(nn.Module):
 
 
 def read_tabulated(force: Any) -> dict[str, tuple[int, nn.Module]]:
-    """Return the tabulated functions of a custom force: name -> (number of arguments, function)."""
+    """Return a force's tabulated functions: name -> (number of arguments, function)."""
     functions: dict[str, tuple[int, nn.Module]] = {}
     if not hasattr(force, "getNumTabulatedFunctions"):  # CustomBondForce and its like have none.
         return functions
@@ -162,7 +166,9 @@ def _translate(name: str, function: Any) -> tuple[int, nn.Module]:
         # The first variable runs fastest in OpenMM's tables.
         return n, Discrete(np.array(values, dtype=float).reshape(*sizes, order="F"))
     sizes = parameters[:n] if n > 1 else [len(parameters[0])]
-    values, bounds = (parameters[n], parameters[n + 1 :]) if n > 1 else (parameters[0], parameters[1:])
+    values, bounds = (
+        (parameters[n], parameters[n + 1 :]) if n > 1 else (parameters[0], parameters[1:])
+    )
     limits = [(float(bounds[2 * a]), float(bounds[2 * a + 1])) for a in range(n)]
     table = np.array(values, dtype=float).reshape(*sizes, order="F")
     return n, Continuous(table, limits, periodic=bool(function.getPeriodic()))

@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 Row = dict[str, Any]
 
@@ -80,7 +80,7 @@ class Wandb(Logger):
         config: dict[str, Any],
         *,
         project: str = "boltzflow",
-        mode: str = "offline",
+        mode: Literal["online", "offline", "disabled"] = "offline",
         name: str | None = None,
     ) -> None:
         import wandb  # a mirror is optional, and importing it takes seconds
@@ -97,7 +97,7 @@ class Wandb(Logger):
 
     def close(self) -> None:
         """End the run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -86,7 +86,7 @@ def test_second_derivative_is_refused() -> None:
 
 
 def test_arguments_are_checked() -> None:
-    with pytest.raises(EnergyInputError, match="Expected platform to be one of .*'Abacus'"):
+    with pytest.raises(EnergyInputError, match=r"Expected platform to be one of .*'Abacus'"):
         OpenMMEnergy(trimer(), platform="Abacus")
     with pytest.raises(EnergyInputError, match="Expected n_workers >= 1, got 0"):
         OpenMMEnergy(trimer(), n_workers=0)
@@ -109,7 +109,7 @@ def test_pool_equals_serial_then_a_killed_worker_raises() -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     start = time.perf_counter()
-    with pytest.raises(RuntimeError, match="got openmm-worker-0 .* dead with exit code -9"):
+    with pytest.raises(RuntimeError, match=r"got openmm-worker-0 .* dead with exit code -9"):
         pool.potential(frames(4))
     with pytest.raises(RuntimeError, match="openmm-worker-0"):
         pool.potential(frames(4))

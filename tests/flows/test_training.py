@@ -1,0 +1,283 @@
+"""The loop: it learns, it resumes bit for bit, it stops when told, it refuses what cannot work."""
+
+import json
+import math
+import os
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from energies.base import R, Evaluation, Target
+from flows.build import spline_flow
+from flows.errors import FlowInputError, TrainingError
+from flows.evaluation import draw_weighted, weight_report
+from flows.flow import Flow
+from flows.losses import L2Plus, LogVariance, Loss, ReverseKL
+from flows.paths import Temperature
+from flows.proposals import Model, Proposal
+from flows.training import InterruptedRunError, Stage, Trainer, WarmupCosine
+from flows.training.checkpoint import load_checkpoint, save_checkpoint
+from flows.training.loggers import JsonLines, Logger, Row, read_rows
+from flows.types import Samples
+
+
+class Ring(Target):
+    """U = k (1 - cos φ) + RT₀ (y - sin φ)²/2: an angle and a coordinate that follows it."""
+
+    dim = 2
+    periodic = torch.tensor([True, False])
+
+    def __init__(self) -> None:
+        self._n_evals = 0
+        self.broken = False
+
+    @property
+    def n_evals(self) -> int:
+        return self._n_evals
+
+    def evaluate(self, x: Tensor) -> Evaluation:
+        self._n_evals += len(x)
+        angle, y = x.to(torch.float64).unbind(-1)
+        u = R * 300 * (2 * (1 - torch.cos(angle)) + 0.5 * (y - torch.sin(angle)) ** 2)
+        return Evaluation(u + math.nan if self.broken else u, torch.zeros_like(u))
+
+    log_z = math.log(2 * math.pi * math.sqrt(2 * math.pi)) - 2 + math.log(2.279585302336067)
+    """∫ exp(2 cos φ) dφ = 2π I₀(2), with I₀(2) = 2.2795853..."""
+
+
+class Silent(Logger):
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def log(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def close(self) -> None:
+        pass
+
+
+def stage(
+    loss: Loss | None = None, *, steps: int = 60, name: str = "train", start: float = 600.0
+) -> Stage:
+    return Stage(
+        name=name,
+        path=Temperature(end=300.0, start=start),
+        proposal=Model(),
+        loss=loss or L2Plus(),
+        optimizer=partial(torch.optim.Adam, lr=3e-3),
+        schedule=WarmupCosine(warmup=0.1, final=0.05),
+        steps=steps,
+        batch_size=256,
+    )
+
+
+def fit(
+    folder: Path,
+    stages: list[Stage],
+    *,
+    target: Ring | None = None,
+    logger: Logger | None = None,
+    **settings: object,
+) -> Flow:
+    flow = spline_flow(Ring.periodic, n_couplings=2, hidden=(16,), n_bins=5, seed=1)
+    trainer = Trainer(progress_bar=False, **{"log_every": 10, "checkpoint_every": 7, **settings})
+    return trainer.fit(
+        flow,
+        target or Ring(),
+        stages,
+        checkpoint=folder / "last.pt",
+        logger=logger or Silent(),
+        generator=torch.Generator().manual_seed(5),
+    )
+
+
+@pytest.mark.parametrize("loss", [ReverseKL(), L2Plus(), LogVariance()], ids=lambda v: repr(v)[:30])
+def test_every_loss_learns_the_ring(loss: Loss, tmp_path: Path) -> None:
+    target = Ring()
+    flow = fit(tmp_path, [stage(loss, steps=500)], target=target, ema_decay=0.98)
+    assert target.n_evals == 500 * 256
+    parts = draw_weighted(
+        flow, target, 300.0, 20_000, chunk=3_000, generator=torch.Generator().manual_seed(0)
+    )
+    report = weight_report(Samples.cat(list(parts)))
+    assert report["n"] == 20_000
+    assert report["ess"] > 0.95
+    assert abs(report["log_z"] - target.log_z) < 6 * report["log_z_se"] + 1e-6
+
+
+class StopAfter(Silent):
+    """Breaks off at a row: what a power cut does."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def log(self, row: Row) -> None:
+        super().log(row)
+        if row["step"] >= self.step:
+            raise ConnectionAbortedError
+
+
+@pytest.mark.parametrize("stop", [10, 30, 60, 90, 110])
+def test_resumed_equals_uninterrupted(stop: int, tmp_path: Path) -> None:
+    def stages() -> list[Stage]:
+        return [stage(ReverseKL(), steps=45, name="hot"), stage(steps=75, name="cool")]
+
+    whole_log, first_log, second_log = Silent(), StopAfter(stop), Silent()
+    whole = fit(tmp_path / "whole", stages(), logger=whole_log)
+    with pytest.raises(ConnectionAbortedError):
+        fit(tmp_path / "parts", stages(), logger=first_log)
+    parts = fit(tmp_path / "parts", stages(), logger=second_log)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+    def without_time(rows: list[Row]) -> dict[int, Row]:
+        return {r["step"]: {k: v for k, v in r.items() if k != "time_s"} for r in rows}
+
+    assert without_time(first_log.rows) | without_time(second_log.rows) == without_time(
+        whole_log.rows
+    )
+
+
+def test_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = fit(tmp_path, [stage()])
+    target = Ring()
+    again = fit(tmp_path, [stage()], target=target)
+    assert target.n_evals == 0
+    for a, b in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_temperature_follows_the_path(tmp_path: Path) -> None:
+    log = Silent()
+    fit(tmp_path, [stage(steps=60)], logger=log)
+    # 1/T linear between 600 and 300 K; a row at step k shows the step before it.
+    expected = [1 / ((1 - s) / 600 + s / 300) for s in ((k - 1) / 60 for k in range(10, 61, 10))]
+    assert [row["temperature"] for row in log.rows] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_run_with_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    timer.start()
+    with pytest.raises(InterruptedRunError, match=r"Stopped at step \d+; the checkpoint is .*last"):
+        fit(tmp_path, [stage(steps=100_000)])
+    assert load_checkpoint(tmp_path / "last.pt")["total_steps"] > 0
+    assert signal.getsignal(number) == before
+
+
+def test_nonfinite_points_stop_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    target = Ring()
+    target.broken = True
+    with pytest.raises(TrainingError, match=r"Expected at most 50% .* got 100% before step 10"):
+        fit(tmp_path, [stage()], target=target)
+    assert load_checkpoint(tmp_path / "last.pt")["total_steps"] == 10
+
+
+def test_time_limit_brings_path_and_rate_to_their_end(tmp_path: Path) -> None:
+    log = Silent()
+    limited = stage(steps=10**9)
+    limited.max_time = 1.0
+    fit(tmp_path, [limited], logger=log, log_every=1)
+    assert log.rows[-1]["temperature"] < 310
+    assert log.rows[-1]["lr"] < 3e-3 * 0.1
+    assert log.rows[-1]["time_s"] < 3.0
+
+
+class Fixed(Proposal):
+    can_reparametrise: ClassVar[bool] = False
+
+    def draw(self, *args: object, **kwargs: object) -> Samples:
+        raise NotImplementedError
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    good = {
+        "name": "a", "path": Temperature(end=300.0), "proposal": Model(), "loss": L2Plus(),
+        "optimizer": torch.optim.Adam, "schedule": WarmupCosine(), "steps": 1, "batch_size": 2,
+    }  # fmt: skip
+    for change, message in [
+        ({"steps": 0}, "Expected steps >= 1 in stage 'a', got 0"),
+        ({"batch_size": 1}, "Expected batch_size >= 2 in stage 'a', got 1"),
+        ({"max_time": 0.0}, "Expected max_time > 0 s in stage 'a'"),
+        ({"loss": ReverseKL(), "proposal": Fixed()}, "Expected a proposal that gives reparam"),
+    ]:
+        with pytest.raises(FlowInputError, match=message):
+            Stage(**{**good, **change})
+    for settings, message in [
+        ({"log_every": 0}, "trainer.log_every >= 1"),
+        ({"clip_norm": 0.0}, "trainer.clip_norm > 0"),
+        ({"ema_decay": 1.0}, "trainer.ema_decay in"),
+        ({"max_nonfinite": 0.0}, "trainer.max_nonfinite in"),
+    ]:
+        with pytest.raises(FlowInputError, match=message):
+            Trainer(**settings)
+    with pytest.raises(FlowInputError, match="at least one stage"):
+        fit(tmp_path, [])
+    for bad in ({"end": 0.0}, {"end": 300.0, "start": -1.0}):
+        with pytest.raises(FlowInputError, match="> 0 kelvin"):
+            Temperature(**bad)
+    with pytest.raises(FlowInputError, match=r"warmup in \[0, 1\)"):
+        WarmupCosine(warmup=1.0)
+
+
+def test_checkpoint_of_another_flow_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path, [stage(steps=5)])
+    flow = spline_flow([True, False, False], n_couplings=2, hidden=(16,))
+    with pytest.raises(FlowInputError, match="flow in 3 dimensions, got one in 2"):
+        Trainer(progress_bar=False).fit(
+            flow, Ring(), [stage()], checkpoint=tmp_path / "last.pt", logger=Silent(),
+            generator=torch.Generator(),
+        )  # fmt: skip
+    other = spline_flow(Ring.periodic, n_couplings=3, hidden=(16,))
+    with pytest.raises(FlowInputError, match="with other layers"):
+        Trainer(progress_bar=False).fit(
+            other, Ring(), [stage()], checkpoint=tmp_path / "last.pt", logger=Silent(),
+            generator=torch.Generator(),
+        )  # fmt: skip
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    with pytest.raises(FlowInputError, match=r"last.pt, got no such file"):
+        load_checkpoint(path)
+    save_checkpoint(path, {"a": torch.ones(100)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FlowInputError, match="cannot be read"):
+        load_checkpoint(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("hostile-was-here",)
+
+
+def test_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": Hostile()}, tmp_path / "last.pt")
+    with pytest.raises(FlowInputError, match="cannot be read"):
+        load_checkpoint(tmp_path / "last.pt")
+    assert not (tmp_path / "hostile-was-here").exists()
+
+
+def test_json_lines_survive_being_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logger = JsonLines(path)
+    logger.log({"step": 1, "loss": 0.5})
+    logger.log({"step": 2, "loss": math.nan})
+    logger.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": None},
+    ]
+    path.write_text(path.read_text()[:-5])
+    assert read_rows(path) == [{"step": 1, "loss": 0.5}]
