@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test lint bench clean help
+.PHONY: train test clean help
 .DEFAULT_GOAL := help
 
 $(READY): pyproject.toml constraints.txt

@@ -1,0 +1,1 @@
+"""What is sampled: molecules, potentials, coordinates. Knows no flow; imports no OpenMM."""

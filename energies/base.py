@@ -46,7 +46,7 @@ class Energy(nn.Module, ABC):
 
     @abstractmethod
     def _potential(self, xyz: Tensor) -> Tensor:
-        """U for positions of shape [..., N, n_dims]; may return NaN or inf, never a wrong number."""
+        """U for positions [..., N, n_dims]; may be NaN or inf, never a wrong number."""
 
     def potential(self, xyz: Tensor) -> Tensor:
         """Return the potential energy of each conformation.

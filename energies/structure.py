@@ -113,20 +113,19 @@ def _place(ideal: Ideal, xyz: Array, b: int, c: int, d: int) -> Array:
     references = [a for a in ideal.neighbours[b] if a != c and not np.isnan(xyz[a, 0])]
     if siblings:
         candidates = [
-            _extend(ideal, xyz, siblings[0], b, c, d, offset)
-            for offset in _offsets(ideal, xyz, c, len(siblings))
+            _extend(ideal, xyz, siblings[0], b, c, d, offset) for offset in _offsets(ideal, c)
         ]
         return _best(ideal, xyz, b, c, d, siblings, candidates)
     if not references:
         # b has no other neighbour: the torsion is free, any point off the axis will do.
         axis = xyz[c] - xyz[b]
         helper = xyz[b] + np.cross(axis, np.eye(3)[int(np.argmin(np.abs(axis)))])
-        return _on_cone(ideal, helper, xyz[b], xyz[c], math.pi, ideal.angle(b, c, d),
+        return _on_cone(helper, xyz[b], xyz[c], math.pi, ideal.angle(b, c, d),
                         ideal.length(c, d))  # fmt: skip
     for a in references:
-        for key, sign in (((a, b, c, d), 1.0), ((d, c, b, a), 1.0)):
+        for key in ((a, b, c, d), (d, c, b, a)):
             if key in ideal.torsions:
-                return _extend(ideal, xyz, a, b, c, d, sign * ideal.torsions[key], torsion=True)
+                return _extend(ideal, xyz, a, b, c, d, ideal.torsions[key], torsion=True)
     in_ring = [a for a in references if same_ring(ideal.neighbours, (a, b, c, d))]
     if in_ring:
         return _extend(ideal, xyz, in_ring[0], b, c, d, 0.0, torsion=True)
@@ -134,7 +133,8 @@ def _place(ideal: Ideal, xyz: Array, b: int, c: int, d: int) -> Array:
     return _extend(ideal, xyz, (beside or references)[0], b, c, d, math.pi, torsion=True)
 
 
-def _offsets(ideal: Ideal, xyz: Array, c: int, n_siblings: int) -> tuple[float, ...]:
+def _offsets(ideal: Ideal, c: int) -> tuple[float, ...]:
+    """Turns from a placed sibling on c to where another neighbour of c may go."""
     if ideal.planar(c):
         return (math.pi,)
     third = 2 * math.pi / 3
@@ -194,15 +194,13 @@ def _extend(
     """Place d on c at a torsion, or at a turn about b-c from the sibling `reference` on c."""
     theta, reach = ideal.angle(b, c, d), ideal.length(c, d)
     if torsion:
-        return _on_cone(ideal, xyz[reference], xyz[b], xyz[c], turn, theta, reach)
+        return _on_cone(xyz[reference], xyz[b], xyz[c], turn, theta, reach)
     # Seen along the axis a sibling lies on the same side as a point moved back to b.
     helper = xyz[reference] - xyz[c] + xyz[b]
-    return _on_cone(ideal, helper, xyz[b], xyz[c], turn, theta, reach)
+    return _on_cone(helper, xyz[b], xyz[c], turn, theta, reach)
 
 
-def _on_cone(
-    ideal: Ideal, a: Array, b: Array, c: Array, torsion: float, theta: float, reach: float
-) -> Array:
+def _on_cone(a: Array, b: Array, c: Array, torsion: float, theta: float, reach: float) -> Array:
     """Point at distance `reach` from c, angle `theta` with b and dihedral `torsion` with a, b."""
     axis = (c - b) / np.linalg.norm(c - b)
     normal = np.cross(b - a, axis)

@@ -42,7 +42,7 @@ class MolecularTarget(Target):
         return self.energy.n_evals
 
     def evaluate(self, x: Tensor) -> Evaluation:
-        """Return potential and log-determinant; a row outside the domain has -inf in the latter."""
+        """Return potential and log-determinant, -inf where a row is outside the domain."""
         if x.shape[-1] != self.dim:
             raise EnergyInputError(f"Expected x of shape [..., {self.dim}], got {list(x.shape)}.")
         self.energy.n_evals += x.shape[:-1].numel()

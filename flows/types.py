@@ -36,12 +36,16 @@ class Samples:
 
     @property
     def finite(self) -> Tensor:
-        """bool [n]: rows whose densities are numbers."""
+        """Rows whose densities are numbers, bool [n]."""
         return torch.isfinite(self.log_w) & torch.isfinite(self.log_q)
 
     def detach(self) -> Self:
         """Return the same points without gradient."""
         return replace(self, **{f.name: getattr(self, f.name).detach() for f in fields(self)})
+
+    def cpu(self) -> Self:
+        """Return the same points in the memory of the CPU."""
+        return replace(self, **{f.name: getattr(self, f.name).cpu() for f in fields(self)})
 
     @classmethod
     def cat(cls, parts: list[Self]) -> Self:

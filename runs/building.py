@@ -16,6 +16,7 @@ from energies.molecule import Molecule
 from energies.target import MolecularTarget
 from flows.flow import Flow
 from flows.training import Stage
+from runs.cli import CommandError
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,26 @@ class System:
         return self.target.coordinates
 
 
-def build_system(config: DictConfig) -> System:
+def choose_device(name: str) -> torch.device:
+    """Return the device that the config asks for; "auto" is a GPU where there is one.
+
+    Raises:
+        CommandError: It is not one of auto, cpu, cuda; or there is no GPU.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise CommandError(f"Expected device to be auto, cpu or cuda, got {name!r}.")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise CommandError("Expected a GPU for device=cuda, got none; device=auto takes the CPU.")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def build_system(config: DictConfig, *, device: torch.device) -> System:
     """Build the molecule, its energy and its coordinates.
 
     Args:
         config: Has the groups `system` and `energy`.
+        device: Where the energy is computed.
     """
     temperature = float(config.system.temperature)
     if not temperature > 0:
@@ -55,7 +71,9 @@ def build_system(config: DictConfig) -> System:
     energy: Energy = instantiate(config.energy)(molecule.system)
     coordinates = InternalCoordinates.from_molecule(molecule, energy, temperature=temperature)
     energy.n_evals = 0  # the Hessian's; what is counted is training
-    target = MolecularTarget(energy.to(torch.float32), coordinates.to(torch.float32))
+    target = MolecularTarget(
+        energy.to(device, torch.float32), coordinates.to(device, torch.float32)
+    )
     atoms = [(a.residue.index + 1, a.residue.name, a.name) for a in molecule.topology.atoms()]
     basins = {
         name: {torsion: (float(lo), float(hi)) for torsion, (lo, hi) in box.items()}

@@ -17,7 +17,7 @@ from flows.flow import Flow
 from flows.metrics.populations import population
 from flows.training.checkpoint import load_checkpoint
 from flows.types import Samples
-from runs.building import System, build_flow, build_system
+from runs.building import System, build_flow, build_system, choose_device
 from runs.cli import CommandError, run_command
 from runs.compiling import compile_all
 from runs.folder import RunFolder, write_arrays, write_json
@@ -42,9 +42,7 @@ def evaluate(
     Returns:
         What metrics.json holds.
     """
-    for name in ("n", "chunk", "n_saved", "n_frames"):
-        if settings[name] < 1:
-            raise CommandError(f"Expected evaluation.{name} >= 1, got {settings[name]}.")
+    check_settings(settings)
     generator = torch.Generator().manual_seed(seed + 1_000_003)
     samples, angles, x = _draw(flow, system, settings, generator)
     report = weight_report(samples)
@@ -73,6 +71,13 @@ def evaluate(
     draw_pictures(folder, samples, angles, system.temperature)
     log.info("%s", summary(report))
     return report
+
+
+def check_settings(settings: DictConfig) -> None:
+    """Raise CommandError unless every size is at least 1."""
+    for name in ("n", "chunk", "n_saved", "n_frames"):
+        if settings[name] < 1:
+            raise CommandError(f"Expected evaluation.{name} >= 1, got {settings[name]}.")
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -111,11 +116,11 @@ def _draw(
             generator=generator,
         ):
             xyz = system.coordinates.to_xyz(part.x)[0]
-            angles.append(torsions(xyz, quadruples).to(torch.float32))
+            angles.append(torsions(xyz, quadruples).to(torch.float32).cpu())
             if kept < keep:
-                x.append(part.x)
+                x.append(part.x.cpu())
                 kept += len(part)
-            parts.append(replace(part, x=part.x.new_empty(len(part), 0)))
+            parts.append(replace(part, x=part.x.new_empty(len(part), 0)).cpu())
             bar.update(len(part))
     columns = torch.cat(angles).unbind(-1)
     return Samples.cat(parts), dict(zip(system.torsions, columns, strict=True)), torch.cat(x)
@@ -124,7 +129,7 @@ def _draw(
 def _frames(system: System, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """Positions of the samples, labels of symmetric rotors exchanged at random."""
     for part in x.split(10_000):
-        xyz = system.coordinates.to_xyz(part)[0]
+        xyz = system.coordinates.to_xyz(part.to(system.coordinates.centre.device))[0].cpu()
         yield system.coordinates.permute_rotors(xyz, generator=generator)
 
 
@@ -158,8 +163,9 @@ def run(config: DictConfig) -> None:
     """
     folder = RunFolder.open(config.run)
     stored = folder.config
-    system = build_system(stored)
-    flow = load_flow(folder, system)
+    device = choose_device(config.device)
+    system = build_system(stored, device=device)
+    flow = load_flow(folder, system).to(device)
     compile_all(flow, system.target, config.compile)
     try:
         evaluate(flow, system, folder, config.evaluation, seed=config.seed)

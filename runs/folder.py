@@ -35,21 +35,27 @@ class RunFolder:
         self.figures = self.path / "figures"
 
     @classmethod
-    def open(cls, path: Path | str | None) -> "RunFolder":
+    def open(cls, path: Path | str | None, *, key: str = "run") -> "RunFolder":
         """Return an existing run folder.
+
+        Args:
+            path: The folder.
+            key: The config key that named it, for messages.
 
         Raises:
             CommandError: It is not there, or holds no run.
         """
         if path is None:
-            raise CommandError("Expected run=<folder of a training run>, got none.")
+            raise CommandError(f"Expected {key}=<folder of a training run>, got none.")
         folder = cls(path)
         if not folder.path.is_dir():
-            raise CommandError(f"Expected run to be the folder of a run, got {path}: no such one.")
+            raise CommandError(
+                f"Expected {key} to be the folder of a run, got {path}: no such one."
+            )
         for file in (folder.config_file, folder.checkpoint):
             if not file.is_file():
                 raise CommandError(
-                    f"Expected run to be the folder of a run, got {path}, which lacks "
+                    f"Expected {key} to be the folder of a run, got {path}, which lacks "
                     f"{file.relative_to(folder.path)}."
                 )
         return folder

@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from flows.training import Trainer
 from flows.training.loggers import JsonLines, Logger, Tee
-from runs.building import build_flow, build_stages, build_system
+from runs.building import build_flow, build_stages, build_system, choose_device
 from runs.cli import run_command
 from runs.compiling import check_mode, compile_all
-from runs.evaluate import evaluate
+from runs.evaluate import check_settings, evaluate
 from runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,15 @@ def train(config: DictConfig) -> RunFolder:
     """
     started = time.monotonic()
     check_mode(config.trainer.compile)
+    check_settings(config.evaluation)
+    device = choose_device(config.device)
+    if config.resume is not None:
+        RunFolder.open(config.resume, key="resume")
     stages = build_stages(config)
     trainer = Trainer(**{k: v for k, v in config.trainer.items() if k not in _NOT_TRAINER})
     torch.manual_seed(config.seed)
-    system = build_system(config)
-    flow = build_flow(config, system.target)
+    system = build_system(config, device=device)
+    flow = build_flow(config, system.target).to(device)
     folder = RunFolder(config.resume or HydraConfig.get().runtime.output_dir)
     folder.start(config)
     log.info(

@@ -67,8 +67,9 @@ class ForceField(Energy):
     """The energy of an OpenMM System, batched over conformations, differentiable twice.
 
     Agrees with OpenMM's Reference platform to rounding. In float32 the energy is off by about
-    1e-6 of the summed magnitudes of the terms (alanine dipeptide at 400 K: below 1e-3 kJ/mol). `forcefield.compile()` fuses everything into one graph in place; on a CPU batches of about 1024
-    frames, which stay in cache, are fastest.
+    1e-6 of the summed magnitudes of the terms (alanine dipeptide at 400 K: below 1e-3 kJ/mol).
+    `forcefield.compile()` fuses everything into one graph in place; on a CPU batches of about
+    1024 frames, which stay in cache, are fastest.
 
     Example:
         >>> forcefield = ForceField.from_openmm(molecule.system)  # doctest: +SKIP

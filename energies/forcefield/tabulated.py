@@ -111,9 +111,10 @@ class Continuous(nn.Module):
     def forward(self, *variables: Tensor | float) -> Tensor:
         """Return f(variables)."""
         like = self.spline.coefficients
-        return self.spline(
+        value: Tensor = self.spline(
             0, *(torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in variables)
-        )  # type: ignore[no-any-return]
+        )
+        return value
 
 
 class Discrete(nn.Module):

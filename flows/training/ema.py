@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from flows.errors import FlowInputError
 
-
 M = TypeVar("M", bound=nn.Module)
 
 
