@@ -1,0 +1,1 @@
+"""Hydra configs: one group per noun."""

@@ -3,7 +3,6 @@
 Nothing here touches pyplot or a display: a figure is an object, and `save` renders it with Agg.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from flows.errors import FlowInputError
+from flows.files import replacing
 
 DPI = 150
 RAW = "#0072B2"
@@ -41,13 +41,8 @@ def save(figure: Figure, path: Path | str) -> Path:
     path = Path(path)
     if path.suffix != ".png":
         raise FlowInputError(f"Expected path ending in .png, got {path.name!r}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
+    with replacing(path) as temporary:
         FigureCanvasAgg(figure).print_figure(str(temporary), dpi=DPI)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from flows.files import replacing
 from runs.cli import CommandError
 
 PACKAGES = ("torch", "nflows", "openmm", "mdtraj", "hydra-core", "numpy")
@@ -72,7 +72,8 @@ class RunFolder:
         """Create the folder and write down what is about to run."""
         self.path.mkdir(parents=True, exist_ok=True)
         plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-        write_text(self.config_file, OmegaConf.to_yaml(plain))
+        with replacing(self.config_file) as temporary:
+            OmegaConf.save(plain, temporary)
         write_json(self.path / "versions.json", provenance())
 
 
@@ -92,30 +93,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole or not at all."""
-    write_text(path, json.dumps(data, indent=2) + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
     """Write a compressed npz whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)

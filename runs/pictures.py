@@ -9,11 +9,19 @@ from torch import Tensor
 from flows.metrics.histograms import torsion_histogram, torus_histogram
 from flows.training.loggers import read_rows
 from flows.types import Samples
-from runs.figures import Marginal, energy_histogram, log_weights, ramachandran, torsion_marginals
+from runs.figures import (
+    Marginal,
+    energy_histogram,
+    log_weights,
+    ramachandran,
+    save,
+    torsion_marginals,
+)
 from runs.folder import RunFolder
 from runs.training_figure import training_curves
 
 BINS = 100
+_GREEK = {"phi": "φ", "psi": "ψ", "omega": "ω"}
 
 
 def draw_pictures(
@@ -37,11 +45,12 @@ def draw_pictures(
                 torus_histogram(pair, bins=BINS),
                 torus_histogram(pair, log_w, bins=BINS),
                 temperature=temperature,
+                names=(_symbol(name), _symbol(other)),
             )
     if angles:
         figures["torsions"] = torsion_marginals(
             {
-                name: Marginal(
+                _symbol(name): Marginal(
                     torsion_histogram(t, bins=BINS), torsion_histogram(t, log_w, bins=BINS)
                 )
                 for name, t in angles.items()
@@ -52,6 +61,11 @@ def draw_pictures(
     figures["weights"] = log_weights(log_w)
     if folder.log.is_file() and (rows := read_rows(folder.log)):
         figures["training"] = training_curves(rows)
-    folder.figures.mkdir(exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(folder.figures / f"{name}.png", dpi=150)
+        save(figure, folder.figures / f"{name}.png")
+
+
+def _symbol(name: str) -> str:
+    """Greek letter and residue number: "phi_2" becomes "φ 2"."""
+    kind, _, residue = name.partition("_")
+    return f"{_GREEK.get(kind, kind)} {residue}"

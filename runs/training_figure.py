@@ -81,10 +81,17 @@ def _curve(ax: Axes, x: Array, y: Array, *, color: str, dashed: bool, label: str
     x, y = x[known], y[known]
     style: Any = (0, (4, 1.5)) if dashed else "-"
     window = len(y) // 60
+    if label == "loss" and len(y) > 1:
+        small, large = np.quantile(np.abs(y), [0.05, 0.95])
+        if 0 < 100 * small < large:  # losses of different kinds, or a steep start
+            if y.min() > 0:
+                ax.set_yscale("log")
+            else:
+                ax.set_yscale("symlog", linthresh=small)
     if window >= 5 and label == "loss":
         ax.plot(x, y, color=color, alpha=0.25, linewidth=0.6)
         lo, hi = np.quantile(y, [0.002, 0.98])  # one spike must not flatten all the rest
-        if hi > lo:
+        if hi > lo and ax.get_yscale() == "linear":
             ax.set_ylim(lo - 0.06 * (hi - lo), hi + 0.06 * (hi - lo))
         y = np.median(np.lib.stride_tricks.sliding_window_view(y, window), axis=1)
         x = x[window // 2 :][: len(y)]

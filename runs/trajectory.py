@@ -1,10 +1,7 @@
 """Samples as a trajectory other programs open: `samples.xtc` beside `topology.pdb`."""
 
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from energies.errors import EnergyInputError
+from flows.files import replacing
 
 Frames = Tensor | NDArray[np.floating]
 
@@ -60,7 +58,7 @@ def write_trajectory(
     paths = TrajectoryFiles(folder / "samples.xtc", folder / "topology.pdb")
     atoms = mdtraj.Topology.from_openmm(topology)
     n_frames = 0
-    with _replacing(paths.xtc) as xtc_name, _replacing(paths.pdb) as pdb_name:
+    with replacing(paths.xtc) as xtc_name, replacing(paths.pdb) as pdb_name:
         with XTCTrajectoryFile(str(xtc_name), "w") as xtc:
             for frames in _chunks(xyz, atoms.n_atoms, chunk_size):
                 if n_frames == 0:
@@ -99,17 +97,3 @@ def _chunks(
                     f"the first at row {start + int(bad[0])}."
                 )
             yield frames
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, with its suffix, that takes its place on success."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

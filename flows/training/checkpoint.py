@@ -1,34 +1,24 @@
-"""Checkpoints: written whole or not at all, read without running anything."""
+"""Checkpoints: tensors and plain containers only, read without running anything."""
 
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flows.errors import FlowInputError
+from flows.files import replacing
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` under a temporary name, sync it to disk, then rename.
+    """Write `state` whole or not at all.
 
     Args:
         path: Final name; an older file of this name stays whole until the new one is.
         state: Tensors, numbers, strings and containers of them.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from energies.molecule import Molecule
 from energies.target import MolecularTarget
 from energies.zmatrix import build_zmatrix
 
-# Methyls; a carboxylate and an ammonium; rings with a side chain; two stereocentres in one residue.
+# Methyls; a carboxylate and an ammonium; rings; two stereocentres in one residue.
 SEQUENCES = [
     "ACE ALA NME",
     "ALA ALA",
