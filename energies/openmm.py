@@ -7,7 +7,7 @@ import multiprocessing
 import weakref
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import openmm
@@ -197,6 +197,8 @@ class OpenMMEnergy(Energy):
     Raises:
         EnergyInputError: `platform` is not installed, `n_workers` is not positive.
     """
+
+    compilable: ClassVar[bool] = False
 
     def __init__(
         self, system: openmm.System, *, platform: str = "Reference", n_workers: int = 1

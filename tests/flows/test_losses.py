@@ -6,6 +6,7 @@ known. The points are the quantiles of their density at equal steps: a rule with
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from flows.build import spline_flow
 from flows.errors import FlowInputError
-from flows.losses import L2, L2Plus, LogVariance, Loss, ReverseKL
+from flows.losses import L2, ForwardKL, L2Plus, LogVariance, Loss, ReverseKL
 from flows.losses.base import kept, masked_mean
 from flows.types import Samples
 
@@ -75,9 +76,16 @@ def half_square_plus(m: float, s: float, u: float, v: float) -> tuple[float, flo
     return 0.25 * m**2 * v**2, d_m, d_log_s
 
 
+def forward_kl(m: float, s: float, u: float, v: float) -> tuple[float, float, float]:
+    """For points of q itself, u = m and v = s > 1: the weights are bounded."""
+    return (1 + m**2) / (2 * s**2) - 0.5, m / s**2, 1 - (1 + m**2) / s**2
+
+
 CASES: list[tuple[Loss, Callable[..., Any], tuple[float, float, float, float]]] = [
     (ReverseKL(drop=0.0), reverse_kl, (0.4, 0.7, 0.0, 1.0)),
     (ReverseKL(drop=0.0), reverse_kl, (-0.3, 1.2, 0.0, 1.0)),
+    (ForwardKL(), forward_kl, (0.3, 1.3, 0.3, 1.3)),
+    (ForwardKL(), forward_kl, (-0.4, 1.6, -0.4, 1.6)),
     (L2(drop=0.0), half_variance, (0.4, 0.7, 0.2, 1.1)),
     (L2(drop=0.0), half_variance, (-0.3, 1.4, -0.5, 0.8)),
     (LogVariance(drop=0.0), half_variance, (0.4, 0.7, 0.2, 1.1)),
@@ -101,7 +109,9 @@ def test_value_and_gradient(
     assert actual == pytest.approx(expected, rel=2e-3, abs=2e-4)
 
 
-@pytest.mark.parametrize("loss", [L2(), L2Plus(), LogVariance()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "loss", [L2(), L2Plus(), LogVariance(), ForwardKL()], ids=lambda v: type(v).__name__
+)
 @pytest.mark.parametrize("measure", [(0.0, 1.0), (2.0, 0.5), (-1.0, 3.0)], ids=str)
 def test_zero_gradient_at_the_target_for_every_measure(
     loss: Loss, measure: tuple[float, float]
@@ -109,7 +119,7 @@ def test_zero_gradient_at_the_target_for_every_measure(
     flow = Gaussian(0.0, 1.0)
     value, _ = loss(flow, points(flow, *measure, reparametrised=False))
     value.backward()
-    assert abs(float(value.detach())) < 1e-20
+    assert abs(float(value.detach())) < 1e-12
     assert abs(float(flow.m.grad)) < 1e-10
     assert abs(float(flow.log_s.grad)) < 1e-10
 
@@ -162,6 +172,27 @@ def test_rows_without_a_weight_pass_nothing() -> None:
         expected = torch.autograd.grad(loss(flow, good)[0], list(flow.parameters()))
         actual = torch.autograd.grad(loss(flow, Samples.cat([good, bad]))[0], flow.parameters())
         assert torch.allclose(torch.stack(actual), torch.stack(expected), rtol=1e-12)
+
+
+def test_one_weight_cannot_rule_the_forward_kl() -> None:
+    flow = Gaussian(0.3, 0.8)
+    samples = points(flow, 0.3, 0.8, reparametrised=False)[::2000]
+    log_w = torch.zeros(len(samples), dtype=torch.float64)
+    log_w[0] = 20.0
+    samples = replace(samples, log_w=log_w)
+
+    def gradient(loss: Loss) -> float:
+        return float(torch.autograd.grad(loss(flow, samples)[0], flow.m)[0])
+
+    # One point of 101 would have weight 101; d log q / dm at it is (x - m)/s².
+    score = float((samples.x[0, 0] - 0.3) / 0.8**2)
+    others = float(((samples.x[1:, 0] - 0.3) / 0.8**2).sum())
+    w, rest = 10.0, 101 / (math.exp(20) + 100)
+    mean = (w + 100 * rest) / 101
+    expected = -((w - mean) * score + (rest - mean) * others) / 101
+    assert gradient(ForwardKL(max_weight=10.0)) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(FlowInputError, match="Expected max_weight > 1, got 1"):
+        ForwardKL(max_weight=1.0)
 
 
 def test_kept_drops_the_lowest_share() -> None:

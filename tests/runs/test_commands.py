@@ -210,3 +210,22 @@ def test_ess_of_saved_weights_is_the_reported_one(trained: Path) -> None:
         / 300,
         rel=1e-9,
     )
+
+
+def test_openmm_as_the_energy(tmp_path: Path) -> None:
+    """The same samples, weighed by OpenMM itself: the same weights to float32 accuracy."""
+    tables = []
+    for energy in ("torch", "openmm"):
+        folder = tmp_path / energy
+        subprocess.run(
+            [*command("train", *SMALL, "trainer.max_steps=1", "trainer.batch_size=4", "seed=3",
+                      "optimizer.lr=1e-12", f"energy={energy}", "trainer.compile=auto",
+                      "evaluation.n=50", "evaluation.chunk=50"), f"hydra.run.dir={folder}"],
+            check=True, cwd=ROOT, timeout=300,
+        )  # fmt: skip
+        tables.append(np.load(folder / "samples.npz"))
+    first, second = tables
+    assert np.array_equal(first["x"], second["x"])
+    bound = np.isfinite(first["potential"]) & (first["potential"] < 1e4)
+    assert bound.sum() > 5
+    assert second["potential"][bound] == pytest.approx(first["potential"][bound], abs=1e-2)
