@@ -96,10 +96,11 @@ class Session:
         self.window.add(loss, norm, samples)
         self.stage_steps, self.total_steps = self.stage_steps + 1, self.total_steps + 1
 
-    def add_time(self, seconds: float) -> None:
-        """Count wall time."""
-        self.stage_seconds += seconds
+    def add_time(self, seconds: float, *, of_stage: bool) -> None:
+        """Count wall time for the run, and for the limit of the stage unless it was set-up."""
         self.total_seconds += seconds
+        if of_stage:
+            self.stage_seconds += seconds
 
     def next_stage(self) -> None:
         """Enter the next stage with a new optimizer."""

@@ -27,7 +27,8 @@ class Stage:
         schedule: Factor on the learning rate over the stage.
         steps: Gradient steps, at least 1.
         batch_size: Points a step, at least 2.
-        max_time: Seconds after which the stage ends in any case; None for no limit.
+        max_time: Seconds after its first step, which may have to compile, at which the stage ends
+            in any case; None for no limit.
 
     Raises:
         FlowInputError: A number is out of range, or the loss needs what the proposal cannot give.

@@ -113,9 +113,10 @@ class Trainer:
     ) -> None:
         clock = time.monotonic()
         while session.progress < 1.0:
+            starting = session.stage_steps == 0  # compiles: not the stage's time
             session.step()
             now = time.monotonic()
-            session.add_time(now - clock)
+            session.add_time(now - clock, of_stage=not starting)
             clock = now
             bar.update()
             if session.total_steps % self.log_every == 0:
