@@ -225,7 +225,7 @@ def test_openmm_as_the_energy(tmp_path: Path) -> None:
         )  # fmt: skip
         tables.append(np.load(folder / "samples.npz"))
     first, second = tables
-    assert np.array_equal(first["x"], second["x"])
-    bound = np.isfinite(first["potential"]) & (first["potential"] < 1e4)
+    assert np.allclose(first["x"], second["x"], atol=1e-3)
+    bound = first["potential"] < 1e3  # most of an untrained flow's samples clash
     assert bound.sum() > 5
-    assert second["potential"][bound] == pytest.approx(first["potential"][bound], abs=1e-2)
+    assert second["potential"][bound] == pytest.approx(first["potential"][bound], rel=1e-3)
