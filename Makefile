@@ -23,7 +23,7 @@ test: $(READY)  ## run linters, types, import contracts and all tests but the sl
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m 'not slow and not bench' $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not bench' $(ARGS)
 
 clean:  ## remove the environment, not the runs
 	rm -rf $(VENV) *.egg-info

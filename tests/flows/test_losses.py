@@ -95,7 +95,15 @@ CASES: list[tuple[Loss, Callable[..., Any], tuple[float, float, float, float]]] 
 ]
 
 
-@pytest.mark.parametrize(("loss", "closed_form", "case"), CASES, ids=lambda v: str(v)[:40])
+def name(value: object) -> str:
+    return str(value) if isinstance(value, tuple) else getattr(value, "__name__", kind(value))
+
+
+def kind(value: object) -> str:
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(("loss", "closed_form", "case"), CASES, ids=name)
 def test_value_and_gradient(
     loss: Loss, closed_form: Callable[..., Any], case: tuple[float, float, float, float]
 ) -> None:
@@ -109,9 +117,7 @@ def test_value_and_gradient(
     assert actual == pytest.approx(expected, rel=2e-3, abs=2e-4)
 
 
-@pytest.mark.parametrize(
-    "loss", [L2(), L2Plus(), LogVariance(), ForwardKL()], ids=lambda v: type(v).__name__
-)
+@pytest.mark.parametrize("loss", [L2(), L2Plus(), LogVariance(), ForwardKL()], ids=kind)
 @pytest.mark.parametrize("measure", [(0.0, 1.0), (2.0, 0.5), (-1.0, 3.0)], ids=str)
 def test_zero_gradient_at_the_target_for_every_measure(
     loss: Loss, measure: tuple[float, float]
@@ -124,7 +130,7 @@ def test_zero_gradient_at_the_target_for_every_measure(
     assert abs(float(flow.log_s.grad)) < 1e-10
 
 
-@pytest.mark.parametrize("loss", [L2(), L2Plus(), LogVariance()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("loss", [L2(), L2Plus(), LogVariance()], ids=kind)
 def test_gradient_on_a_spline_flow_against_finite_differences(loss: Loss) -> None:
     torch.set_default_dtype(torch.float64)
     flow = spline_flow([True, False, False], n_couplings=2, hidden=(8,), seed=3)
@@ -202,7 +208,7 @@ def test_kept_drops_the_lowest_share() -> None:
 
 
 @pytest.mark.parametrize("drop", [-0.1, 1.0])
-@pytest.mark.parametrize("kind", [ReverseKL, L2, L2Plus, LogVariance])
-def test_share_out_of_range(kind: Callable[..., Loss], drop: float) -> None:
+@pytest.mark.parametrize("loss", [ReverseKL, L2, L2Plus, LogVariance])
+def test_share_out_of_range(loss: Callable[..., Loss], drop: float) -> None:
     with pytest.raises(FlowInputError, match=r"Expected drop in \[0, 1\)"):
-        kind(drop=drop)
+        loss(drop=drop)
