@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sysconfig
 import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +21,7 @@ def compile_flow(flow: FlowT) -> FlowT:
 
     Each direction is compiled when it is first used, once for every batch size, coupling size and
     with or without gradient. Couplings of equal size share the graph whatever their masks, so the
-    time to compile does not grow with depth. Without a C++ compiler this warns and does nothing.
+    time to compile does not grow with depth. Ask `can_compile` first.
 
     Args:
         flow: Any module that holds `SplineCoupling` layers.
@@ -27,9 +29,6 @@ def compile_flow(flow: FlowT) -> FlowT:
     Returns:
         The same module.
     """
-    if not _has_compiler():
-        warnings.warn("no C++ compiler found: the flow runs uncompiled", stacklevel=2)
-        return flow
     for module in flow.modules():
         if isinstance(module, SplineCoupling):
             module.wrapper = compiled
@@ -43,6 +42,17 @@ def compiled(direction: Direction) -> Direction:
     return run  # type: ignore[no-any-return]
 
 
-def _has_compiler() -> bool:
+def can_compile() -> bool:
+    """Whether torch.compile finds what it needs on a CPU; says in one warning what is missing."""
     names = [os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"]
-    return any(name and shutil.which(name) for name in names)
+    missing = []
+    if not any(name and shutil.which(name) for name in names):
+        missing.append("a C++ compiler (Debian: apt-get install g++)")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        missing.append("Python's headers (Debian: apt-get install python3-dev)")
+    if missing:
+        warnings.warn(
+            f"Running uncompiled, which is slower: {' and '.join(missing)} not found.",
+            stacklevel=2,
+        )
+    return not missing

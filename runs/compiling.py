@@ -1,7 +1,7 @@
 """Decide whether a run is compiled, and compile what is worth it."""
 
 from energies.target import MolecularTarget
-from flows.compile import compile_flow
+from flows.compile import can_compile, compile_flow
 from flows.flow import Flow
 from runs.cli import CommandError
 
@@ -12,10 +12,10 @@ def compile_all(flow: Flow, target: MolecularTarget, mode: bool | str) -> None:
     Args:
         flow: Its couplings share one graph.
         target: Coordinates and energy become one graph.
-        mode: True, False, or "auto": where a C++ compiler is found.
+        mode: True, False, or "auto": where a compiler is found.
     """
     check_mode(mode)
-    if mode is not False:
+    if mode is True or (mode == "auto" and can_compile()):
         compile_flow(flow)
         target.compile()
 
