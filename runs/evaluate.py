@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,32 @@ from runs.trajectory import write_trajectory
 log = logging.getLogger(__name__)
 
 
+class Sizes(NamedTuple):
+    """How many samples are drawn, at a time, saved, and written as frames."""
+
+    n: int
+    chunk: int
+    n_saved: int
+    n_frames: int
+
+
+def read_sizes(settings: DictConfig) -> Sizes:
+    """Return the group `evaluation` as whole numbers, of which 1e6 is one.
+
+    Raises:
+        CommandError: One of them is not a whole number of at least 1.
+    """
+    for name in Sizes._fields:
+        value = settings[name]
+        if not isinstance(value, int | float) or value < 1 or value != int(value):
+            raise CommandError(
+                f"Expected evaluation.{name} >= 1 and a whole number, got {value!r}."
+            )
+    return Sizes(**{name: int(settings[name]) for name in Sizes._fields})
+
+
 def evaluate(
-    flow: Flow, system: System, folder: RunFolder, settings: DictConfig, *, seed: int
+    flow: Flow, system: System, folder: RunFolder, sizes: Sizes, *, seed: int
 ) -> dict[str, Any]:
     """Draw weighted samples and write everything that is known from them.
 
@@ -36,15 +60,14 @@ def evaluate(
         flow: A trained flow of the system.
         system: What it samples.
         folder: Receives metrics.json, samples.npz, samples.xtc, topology.pdb and figures/.
-        settings: n, chunk, n_saved, n_frames.
+        sizes: How many samples to draw and to write.
         seed: Of the samples; training uses another stream.
 
     Returns:
         What metrics.json holds.
     """
-    check_settings(settings)
     generator = torch.Generator().manual_seed(seed + 1_000_003)
-    samples, angles, x = _draw(flow, system, settings, generator)
+    samples, angles, x = _draw(flow, system, sizes, generator)
     report = weight_report(samples)
     report["temperature"] = system.temperature
     report["populations"] = {
@@ -55,7 +78,7 @@ def evaluate(
         for name, box in system.basins.items()
     }
     write_json(folder.metrics, report)
-    saved = slice(0, settings.n_saved)
+    saved = slice(0, sizes.n_saved)
     write_arrays(
         folder.samples,
         x=x[saved].numpy(),
@@ -66,18 +89,11 @@ def evaluate(
         temperature=np.array(system.temperature),
         **{f"torsion_{name}": t[saved].numpy() for name, t in angles.items()},
     )
-    frames = _frames(system, x[: settings.n_frames], generator)
+    frames = _frames(system, x[: sizes.n_frames], generator)
     write_trajectory(folder.path, frames, system.molecule.topology)
     draw_pictures(folder, samples, angles, system.temperature)
     log.info("%s", summary(report))
     return report
-
-
-def check_settings(settings: DictConfig) -> None:
-    """Raise CommandError unless every size is at least 1."""
-    for name in ("n", "chunk", "n_saved", "n_frames"):
-        if settings[name] < 1:
-            raise CommandError(f"Expected evaluation.{name} >= 1, got {settings[name]}.")
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -99,20 +115,20 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def _draw(
-    flow: Flow, system: System, settings: DictConfig, generator: torch.Generator
+    flow: Flow, system: System, sizes: Sizes, generator: torch.Generator
 ) -> tuple[Samples, dict[str, Tensor], Tensor]:
     """Weighted samples without their x, their backbone torsions, and the x that are kept."""
-    keep = max(settings.n_saved, settings.n_frames)
+    keep = max(sizes.n_saved, sizes.n_frames)
     quadruples = list(system.torsions.values())
     parts, angles, x = [], [], []
     kept = 0
-    with tqdm(total=settings.n, unit="sample", desc="evaluate", disable=None) as bar:
+    with tqdm(total=sizes.n, unit="sample", desc="evaluate", disable=None) as bar:
         for part in draw_weighted(
             flow,
             system.target,
             system.temperature,
-            settings.n,
-            chunk=min(settings.chunk, settings.n),
+            sizes.n,
+            chunk=min(sizes.chunk, sizes.n),
             generator=generator,
         ):
             xyz = system.coordinates.to_xyz(part.x)[0]
@@ -162,13 +178,14 @@ def run(config: DictConfig) -> None:
         config: Composed from `configs/evaluate.yaml`.
     """
     folder = RunFolder.open(config.run)
+    sizes = read_sizes(config.evaluation)
     stored = folder.config
     device = choose_device(config.device)
     system = build_system(stored, device=device)
     flow = load_flow(folder, system).to(device)
     compile_all(flow, system.target, config.compile)
     try:
-        evaluate(flow, system, folder, config.evaluation, seed=config.seed)
+        evaluate(flow, system, folder, sizes, seed=config.seed)
     except OSError as error:
         raise CommandError(f"Expected to write into {folder.path}, got: {error}.") from error
 

@@ -14,7 +14,7 @@ from flows.training.loggers import JsonLines, Logger, Tee
 from runs.building import build_flow, build_stages, build_system, choose_device
 from runs.cli import run_command
 from runs.compiling import check_mode, compile_all
-from runs.evaluate import check_settings, evaluate
+from runs.evaluate import evaluate, read_sizes
 from runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def train(config: DictConfig) -> RunFolder:
     """
     started = time.monotonic()
     check_mode(config.trainer.compile)
-    check_settings(config.evaluation)
+    sizes = read_sizes(config.evaluation)
     device = choose_device(config.device)
     if config.resume is not None:
         RunFolder.open(config.resume, key="resume")
@@ -64,7 +64,7 @@ def train(config: DictConfig) -> RunFolder:
             generator=generator,
         )
         log.info("trained in %.0f s", time.monotonic() - started)
-        evaluate(trained, system, folder, config.evaluation, seed=config.seed)
+        evaluate(trained, system, folder, sizes, seed=config.seed)
     finally:
         logger.close()
     log.info("done in %.0f s", time.monotonic() - started)

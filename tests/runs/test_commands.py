@@ -95,7 +95,7 @@ def test_trajectory_opens_and_matches_the_samples(trained: Path) -> None:
 def test_evaluate_again(trained: Path) -> None:
     before = json.loads((trained / "metrics.json").read_text())
     out = subprocess.run(
-        command("evaluate", f"run={trained}", "compile=false", "evaluation.n=500",
+        command("evaluate", f"run={trained}", "compile=false", "evaluation.n=5e2",
                 "evaluation.chunk=200", "evaluation.n_saved=300", "evaluation.n_frames=40"),
         check=True, cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -158,7 +158,8 @@ def refused(
         ("loss.drop=1.5", "Expected drop in [0, 1), got 1.5"),
         ("trainer.compile=maybe", "Expected compile to be auto, true or false, got 'maybe'"),
         ("flow.n_bins=0", "Expected 1 <= n_bins < 1000, got 0"),
-        ("evaluation.n=0", "Expected evaluation.n >= 1, got 0"),
+        ("evaluation.n=0", "Expected evaluation.n >= 1 and a whole number, got 0"),
+        ("evaluation.chunk=2.5", "Expected evaluation.chunk >= 1 and a whole number, got 2.5"),
         ('system.molecule.sequence="ACE XYZ NME"', "XYZ"),
         ("system.molecule.forcefield=[nothing.xml]", "nothing.xml"),
         ("resume=/nowhere/at/all", "Expected resume to be the folder of a run"),
