@@ -37,6 +37,6 @@ class ForwardKL(Loss):
         """Return L; rows without a finite weight count with w = 0."""
         log_w = torch.where(samples.finite, samples.log_w, -torch.inf)
         w = (torch.softmax(log_w, 0) * len(samples)).clamp_max(self.max_weight)
-        # Scaled again after the cut: the coefficients sum to zero over the batch.
         log_q = zeroed(flow.log_prob(samples.x).to(torch.float64), samples.finite)
+        # The mean rather than 1, which the cut has lowered: the coefficients sum to zero.
         return -((w - w.mean()) * log_q).mean(), {}
