@@ -1,7 +1,8 @@
 """Training: the loop, its stages, checkpoints and loggers."""
 
+from flows.training.muon import Muon
 from flows.training.schedule import Schedule, WarmupCosine
 from flows.training.stage import Stage
 from flows.training.trainer import InterruptedRunError, Trainer
 
-__all__ = ["InterruptedRunError", "Schedule", "Stage", "Trainer", "WarmupCosine"]
+__all__ = ["InterruptedRunError", "Muon", "Schedule", "Stage", "Trainer", "WarmupCosine"]

@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-STAGES = ("hot", "cool", "repair")
+STAGES = ("hot", "cool", "polish")
 
 
 def test_run_folder_is_complete(trained: Path) -> None:
@@ -63,7 +63,7 @@ def test_run_folder_is_complete(trained: Path) -> None:
     assert versions["packages"]["torch"] == torch.__version__
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(5, 46, 5))
-    assert [row["stage"] for row in rows] == ["hot"] * 3 + ["cool"] * 3 + ["repair"] * 3
+    assert [row["stage"] for row in rows] == ["hot"] * 3 + ["cool"] * 3 + ["polish"] * 3
     assert rows[-1]["n_evals"] == 45 * 64
 
 
