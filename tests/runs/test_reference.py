@@ -21,8 +21,8 @@ from runs.folder import RunFolder
 
 TINY = [
     "system=aldp_vacuum", "n_chains=4", "temperatures.n=3", "temperatures.highest=350",
-    "plan.block=5", "plan.hot=3", "plan.burn_in=2", "plan.production=8", "plan.n_frames=16", "swap_every=2", "bins=10",
-    "hydrogen_mass=3", "compile=false", "device=cpu",
+    "plan.block=5", "plan.hot=3", "plan.burn_in=2", "plan.production=8", "plan.n_frames=16",
+    "swap_every=2", "bins=10", "hydrogen_mass=3", "compile=false", "device=cpu",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 
