@@ -14,10 +14,15 @@ def compile_all(flow: Flow, target: MolecularTarget, mode: bool | str) -> None:
         target: Coordinates and energy become one graph.
         mode: True, False, or "auto": where a compiler is found.
     """
-    check_mode(mode)
-    if mode is True or (mode == "auto" and can_compile()):
+    if wants_compiled(mode):
         compile_flow(flow)
         target.compile()
+
+
+def wants_compiled(mode: bool | str) -> bool:
+    """Whether to compile: True, False, or "auto", which looks for a compiler."""
+    check_mode(mode)
+    return mode is True or (mode == "auto" and can_compile())
 
 
 def check_mode(mode: bool | str) -> None:
