@@ -5,17 +5,29 @@ OpenMM objects themselves is in nm and plain numbers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
-from openmm import app, unit
+from openmm import app
 
 from energies.errors import MoleculeError
+from energies.reading import (
+    CONSTRAINTS,
+    bonds_of,
+    check_constraints,
+    create_system,
+    in_nm,
+    labels_of,
+    load_forcefield,
+    ordered,
+    read,
+    read_pdb,
+)
 from energies.relaxing import (
     bonded_only,
     check_backbone,
@@ -33,7 +45,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-_CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds}
 _IMPLICIT = {None: None, "HCT": app.HCT, "OBC1": app.OBC1, "OBC2": app.OBC2, "GBn": app.GBn,
              "GBn2": app.GBn2}  # fmt: skip
 
@@ -67,12 +78,12 @@ class Molecule:
 
     def __post_init__(self) -> None:
         n = self.system.getNumParticles()
-        if self.positions.shape != (n, 3) or self.topology.getNumAtoms() != n:
+        if self.topology.getNumAtoms() != n:
             raise MoleculeError(
-                f"Expected positions of shape [{n}, 3] and a topology of {n} atoms, got "
-                f"{list(self.positions.shape)} and {self.topology.getNumAtoms()} atoms."
+                f"Expected topology of {n} atoms as in system, "
+                f"got one of {self.topology.getNumAtoms()}."
             )
-        check_structure(self.positions, self.bonds)
+        _check_positions(self.positions, self.topology, "positions")
 
     @property
     def n_atoms(self) -> int:
@@ -82,7 +93,7 @@ class Molecule:
     @property
     def bonds(self) -> list[tuple[int, int]]:
         """Bonded pairs (i, j) with i < j, sorted."""
-        return sorted({_ordered(b[0].index, b[1].index) for b in self.topology.bonds()})
+        return bonds_of(self.topology)
 
     @property
     def constrained_bonds(self) -> list[tuple[int, int]]:
@@ -90,7 +101,7 @@ class Molecule:
         parameters = map(
             self.system.getConstraintParameters, range(self.system.getNumConstraints())
         )
-        return sorted({_ordered(p[0], p[1]) for p in parameters} & set(self.bonds))
+        return sorted({ordered(p[0], p[1]) for p in parameters} & set(self.bonds))
 
     @property
     def elements(self) -> list[str]:
@@ -100,7 +111,7 @@ class Molecule:
     @property
     def labels(self) -> list[str]:
         """Residue name and 1-based index and atom name of each atom, such as "ALA2-CA"."""
-        return _labels(self.topology)
+        return labels_of(self.topology)
 
     def to_mdtraj(self) -> "mdtraj.Topology":
         """Return the topology as mdtraj's, for trajectories and their analysis."""
@@ -121,8 +132,9 @@ class Molecule:
         Args:
             sequence: Names separated by blanks from the N to the C end: amino acids, their
                 protonation variants (HID, HIE, HIP, ASH, GLH, LYN, CYX...) and the caps ACE,
-                NME and NH2. Ends without a cap are charged. A leading D mirrors: "DALA".
-            forcefield: OpenMM force field files.
+                NME and NH2. Ends without a cap are charged. Amino acids are L; a leading D
+                mirrors any of them with all its stereocentres: "ACE DALA NME".
+            forcefield: Force field files, OpenMM's own or paths.
             constraints: Bonds held at fixed length: None, "HBonds" or "AllBonds".
 
         Returns:
@@ -133,15 +145,15 @@ class Molecule:
             MoleculeError: Unknown residue, no template for it, unknown force field file, or a
                 structure whose handedness did not survive minimising.
         """
-        _check_constraints(constraints)
-        field = _load_forcefield(forcefield)
+        check_constraints(constraints)
+        field = load_forcefield(forcefield)
         residues = resolve_sequence(sequence, field)
         topology, templates = build_topology(residues)
         # Constraints would hide the ideal bond lengths, so the structure is built without them.
-        free = _create_system(field, topology, None, f"sequence {sequence!r}", templates)
+        free = create_system(field, topology, None, f"sequence {sequence!r}", templates)
         best: tuple[float, Array] | None = None
         failure: MoleculeError | None = None
-        labels = _labels(topology)
+        labels = labels_of(topology)
         for phi, psi in _STARTS:
             backbone = Backbone(topology, residues, math.radians(phi), math.radians(psi))
             start = place_atoms(ideal_geometry(free, backbone), backbone.first)
@@ -162,7 +174,7 @@ class Molecule:
         system = free
         if constraints is not None:
             what = f"sequence {sequence!r}"
-            system = _create_system(field, topology, constraints, what, templates)
+            system = create_system(field, topology, constraints, what, templates)
             positions, _ = minimise(system, positions, tolerance=_FORCE_TOLERANCE)
         name = " ".join(sequence.split())
         check_backbone(positions, backbone, labels)
@@ -179,18 +191,22 @@ class Molecule:
         """Read a PDB file with all its hydrogens, keeping its atom order.
 
         Args:
-            path: The file.
-            forcefield: OpenMM force field files.
+            path: The file; bonds of residues that OpenMM does not know by name are read from its
+                CONECT records.
+            forcefield: Force field files, OpenMM's own or paths.
             constraints: Bonds held at fixed length: None, "HBonds" or "AllBonds".
 
         Raises:
-            MoleculeError: The file is missing or unreadable, a residue matches no template.
+            MoleculeError: The file is missing or unreadable, a residue matches no template, or
+                the structure is not that of one sound molecule.
         """
-        _check_constraints(constraints)
-        field = _load_forcefield(forcefield)
-        pdb = _read(_read_pdb, path, "path")
-        system = _create_system(field, pdb.topology, constraints, f"PDB file {path}", {})
-        return cls._minimised(Path(path).stem, pdb.topology, system, _strip(pdb.positions))
+        check_constraints(constraints)
+        field = load_forcefield(forcefield)
+        pdb = read(read_pdb, path, "path")
+        what, positions = f"PDB file {path}", in_nm(pdb.positions)
+        _check_positions(positions, pdb.topology, f"positions in {what}")
+        system = create_system(field, pdb.topology, constraints, what, {})
+        return cls._minimised(Path(path).stem, pdb.topology, system, positions)
 
     @classmethod
     def from_amber(
@@ -212,18 +228,19 @@ class Molecule:
         Raises:
             MoleculeError: A file is missing or unreadable, or the two do not belong together.
         """
-        _check_constraints(constraints)
+        check_constraints(constraints)
         if implicit_solvent not in _IMPLICIT:
             raise MoleculeError(
                 f"Expected implicit_solvent to be one of {list(_IMPLICIT)}, "
                 f"got {implicit_solvent!r}."
             )
-        parameters = _read(app.AmberPrmtopFile, prmtop, "prmtop")
-        coordinates = _read(app.AmberInpcrdFile, inpcrd, "inpcrd")
+        parameters = read(app.AmberPrmtopFile, prmtop, "prmtop")
+        positions = in_nm(read(app.AmberInpcrdFile, inpcrd, "inpcrd").positions)
+        _check_positions(positions, parameters.topology, f"positions in inpcrd {inpcrd}")
         try:
             system = parameters.createSystem(
                 nonbondedMethod=app.NoCutoff,
-                constraints=_CONSTRAINTS[constraints],
+                constraints=CONSTRAINTS[constraints],
                 rigidWater=False,
                 removeCMMotion=False,
                 implicitSolvent=_IMPLICIT[implicit_solvent],
@@ -232,7 +249,6 @@ class Molecule:
             raise MoleculeError(
                 f"Expected prmtop {prmtop} to give a System, got: {error}"
             ) from error
-        positions = _strip(coordinates.positions)
         return cls._minimised(Path(prmtop).stem, parameters.topology, system, positions)
 
     @classmethod
@@ -248,65 +264,9 @@ class Molecule:
         return molecule
 
 
-def _labels(topology: app.Topology) -> list[str]:
-    return [f"{a.residue.name}{a.residue.index + 1}-{a.name}" for a in topology.atoms()]
-
-
-def _ordered(i: int, j: int) -> tuple[int, int]:
-    return (i, j) if i < j else (j, i)
-
-
-def _check_constraints(constraints: str | None) -> None:
-    if constraints not in _CONSTRAINTS:
-        raise MoleculeError(
-            f"Expected constraints to be one of {list(_CONSTRAINTS)}, got {constraints!r}."
-        )
-
-
-def _load_forcefield(files: Sequence[str]) -> app.ForceField:
-    if isinstance(files, str):
-        raise MoleculeError(f"Expected forcefield to be a sequence of file names, got {files!r}.")
-    try:
-        return app.ForceField(*files)
-    except (ValueError, OSError) as error:
-        raise MoleculeError(
-            f"Expected forcefield to be files that OpenMM finds, got {list(files)}: {error}"
-        ) from error
-
-
-def _create_system(
-    field: app.ForceField,
-    topology: app.Topology,
-    constraints: str | None,
-    what: str,
-    templates: Mapping[Any, str],
-) -> openmm.System:
-    try:
-        return field.createSystem(
-            topology,
-            nonbondedMethod=app.NoCutoff,
-            constraints=_CONSTRAINTS[constraints],
-            rigidWater=False,
-            removeCMMotion=False,
-            residueTemplates=dict(templates),
-        )
-    except Exception as error:  # OpenMM raises it bare
-        raise MoleculeError(f"Expected {what} to fit the force field, got: {error}") from error
-
-
-def _read(reader: Any, path: str | Path, argument: str) -> Any:
-    if not Path(path).is_file():
-        raise MoleculeError(f"Expected {argument} to be an existing file, got {path}.")
-    try:
-        return reader(str(path))
-    except Exception as error:  # whatever the damage causes
-        raise MoleculeError(f"Expected {argument} {path} to be readable, got: {error}") from error
-
-
-def _read_pdb(path: str) -> app.PDBFile:
-    with open(path, encoding="utf-8") as file:  # PDBFile leaves a file open when it fails.
-        return app.PDBFile(file)
-
-
-def _strip(positions: Any) -> Array:
-    return np.array(positions.value_in_unit(unit.nanometer), dtype=np.float64)
+def _check_positions(positions: Array, topology: app.Topology, what: str) -> None:
+    """Raise MoleculeError unless positions are those of the topology, in nm, and sound."""
+    n = topology.getNumAtoms()
+    if positions.shape != (n, 3):
+        raise MoleculeError(f"Expected {what} of shape [{n}, 3], got {list(positions.shape)}.")
+    check_structure(positions, bonds_of(topology), what=what)

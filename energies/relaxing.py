@@ -4,6 +4,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import openmm
@@ -112,17 +113,20 @@ def minimise(system: openmm.System, positions: Array, *, tolerance: float) -> tu
     return np.array(relaxed, dtype=np.float64), float(energy)
 
 
-def check_structure(positions: Array, bonds: Sequence[tuple[int, int]]) -> None:
+def check_structure(
+    positions: Array, bonds: Sequence[tuple[int, int]], *, what: str = "positions"
+) -> None:
     """Raise MoleculeError unless positions in nm are those of one sound molecule.
 
     Args:
         positions: nm, [N, 3].
         bonds: Bonded pairs.
+        what: What the positions are, for the message: an argument or a file.
     """
+    n = len(positions)
     if not np.isfinite(positions).all():
         bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-        raise MoleculeError(f"Expected finite positions, got NaN or inf for atoms {bad.tolist()}.")
-    n = len(positions)
+        raise MoleculeError(f"Expected {what} to be finite, got NaN or inf for atoms {_few(bad)}.")
     reached, front = {0}, {0}
     joined = neighbour_lists(n, bonds, [(k,) for k in range(n)])
     while front:
@@ -131,32 +135,71 @@ def check_structure(positions: Array, bonds: Sequence[tuple[int, int]]) -> None:
     if len(reached) < n:
         rest = sorted(set(range(n)) - reached)
         raise MoleculeError(
-            f"Expected one connected molecule, got atoms {rest[:5]} (of {len(rest)}) not bonded "
-            f"to atom 0 by any path."
-        )
-    if not bonds:
-        return
-    ends = np.array(bonds)
-    lengths = np.linalg.norm(positions[ends[:, 0]] - positions[ends[:, 1]], axis=1)
-    if not 0.05 < lengths.mean() < 0.3:
-        raise MoleculeError(
-            f"Expected positions in nm, with bonds of about 0.1 nm, got a mean bond length of "
-            f"{lengths.mean():.4g}."
-        )
-    if lengths.max() > 0.35:
-        i, j = bonds[int(lengths.argmax())]
-        raise MoleculeError(
-            f"Expected bonds shorter than 0.35 nm, got {lengths.max():.4g} nm between atoms {i} "
-            f"and {j}."
+            f"Expected {what} of one molecule held together by bonds, got atoms {_few(rest)} not "
+            f"bonded to atom 0 by any path."
         )
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    if bonds:
+        lengths = np.array([distances[bond] for bond in bonds])
+        if not 0.05 < lengths.mean() < 0.3:
+            raise MoleculeError(
+                f"Expected {what} in the right unit, with bonds of about 0.1 nm, got a mean bond "
+                f"length of {lengths.mean():.4g} nm."
+            )
+        for k in (int(lengths.argmin()), int(lengths.argmax())):
+            if not 0.05 < lengths[k] < 0.35:
+                i, j = bonds[k]
+                raise MoleculeError(
+                    f"Expected {what} with bonds of 0.05 to 0.35 nm, got {lengths[k]:.4g} nm "
+                    f"between atoms {i} and {j}."
+                )
     distances[np.diag_indices(n)] = np.inf
     if distances.min() < 0.03:
         i, j = divmod(int(distances.argmin()), n)
         raise MoleculeError(
-            f"Expected atoms at least 0.03 nm apart, got {distances.min():.4g} nm between atoms "
-            f"{i} and {j}."
+            f"Expected {what} with atoms at least 0.03 nm apart, got {distances.min():.4g} nm "
+            f"between atoms {i} and {j}."
         )
+
+
+def check_parameters(
+    system: openmm.System,
+    bonds: Sequence[tuple[int, int]],
+    labels: Sequence[str],
+    *,
+    what: str,
+) -> None:
+    """Raise MoleculeError if a bond has no parameters: OpenMM leaves such a bond out in silence.
+
+    Args:
+        system: OpenMM System.
+        bonds: Bonded pairs (i, j) with i < j.
+        labels: Name of each atom.
+        what: What the parameters are for, for the message.
+    """
+    held: set[frozenset[int]] = set()
+    for k in range(system.getNumConstraints()):
+        held.add(frozenset(system.getConstraintParameters(k)[:2]))
+    for force in system.getForces():
+        if isinstance(force, openmm.HarmonicBondForce | openmm.CustomBondForce):
+            for k in range(force.getNumBonds()):
+                held.add(frozenset(force.getBondParameters(k)[:2]))
+        elif isinstance(force, openmm.CustomCompoundBondForce):
+            for k in range(force.getNumBonds()):
+                held.update(map(frozenset, combinations(force.getBondParameters(k)[0], 2)))
+    loose = [bond for bond in bonds if frozenset(bond) not in held]
+    if loose:
+        i, j = loose[0]
+        raise MoleculeError(
+            f"Expected parameters for every bond of {what}, got none for {labels[i]} to "
+            f"{labels[j]} ({len(loose)} of {len(bonds)} bonds)."
+        )
+
+
+def _few(atoms: Sequence[int] | NDArray[np.intp], n: int = 5) -> str:
+    """The first of a list of atoms, and how many there are where it is longer."""
+    shown = [int(k) for k in atoms[:n]]
+    return f"{shown}" if len(atoms) <= n else f"{shown} and {len(atoms) - n} more"
 
 
 def tetrahedral_hands(

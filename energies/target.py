@@ -1,16 +1,36 @@
-"""The density of a molecule over its internal coordinates."""
+"""From an energy and coordinates to the density that a flow is trained on."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from energies.affine import AffineCoordinates
+from energies.analytic import AnalyticEnergy
 from energies.base import Energy, Evaluation, Target
 from energies.errors import EnergyInputError
 from energies.internal import InternalCoordinates
 
 
-class MolecularTarget(Target):
+class Coordinates(Protocol):
+    """A bijection x -> xyz with its log-determinant.
+
+    Attributes:
+        dim: D.
+        periodic: bool [D].
+        n_atoms: N.
+    """
+
+    dim: int
+    periodic: Tensor
+    n_atoms: int
+
+    def to_xyz(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return xyz [..., N, n_dims] and log|det d xyz / d x|, float64 [...]."""
+
+
+class EnergyTarget(Target):
     """p(x) ∝ exp(-U(xyz(x))/RT) |det d xyz / d x|.
 
     Args:
@@ -18,10 +38,10 @@ class MolecularTarget(Target):
         coordinates: x -> xyz.
 
     Raises:
-        EnergyInputError: The two speak of molecules of different size.
+        EnergyInputError: The two speak of systems of different size.
     """
 
-    def __init__(self, energy: Energy, coordinates: InternalCoordinates) -> None:
+    def __init__(self, energy: Energy, coordinates: Coordinates) -> None:
         if energy.n_atoms != coordinates.n_atoms:
             raise EnergyInputError(
                 f"Expected an energy of {coordinates.n_atoms} atoms as in coordinates, "
@@ -52,3 +72,44 @@ class MolecularTarget(Target):
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         xyz, log_jac = self.coordinates.to_xyz(x)
         return self.energy.uncounted(xyz), log_jac
+
+
+class MolecularTarget(EnergyTarget):
+    """The density of a molecule over its internal coordinates.
+
+    Args:
+        energy: U, kJ/mol.
+        coordinates: x -> xyz.
+    """
+
+    coordinates: InternalCoordinates
+
+    def __init__(self, energy: Energy, coordinates: InternalCoordinates) -> None:
+        super().__init__(energy, coordinates)
+
+
+class AnalyticTarget(EnergyTarget):
+    """A density in closed form over x = (y - centre) / scale.
+
+    Its log Z is that of the energy: the log-determinant is part of the density.
+
+    Args:
+        energy: U, whose exact results are known.
+        centre: y where x = 0.
+        scale: How far the density spreads, in the units of y: a flow starts at unit spread.
+        device: Where x lives.
+    """
+
+    energy: AnalyticEnergy
+    coordinates: AffineCoordinates
+
+    def __init__(
+        self,
+        energy: AnalyticEnergy,
+        *,
+        centre: float = 0.0,
+        scale: float = 1.0,
+        device: torch.device | None = None,
+    ) -> None:
+        affine = AffineCoordinates(energy.n_atoms, energy.n_dims, centre=centre, scale=scale)
+        super().__init__(energy, affine.to(device))

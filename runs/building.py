@@ -1,46 +1,20 @@
-"""From a config to the objects it names: the only place where molecules meet flows."""
+"""From a config to the objects it names: the only place where what is sampled meets a flow."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from energies.base import Energy
-from energies.dihedrals import backbone_torsions
-from energies.errors import EnergyInputError
-from energies.internal import InternalCoordinates
-from energies.molecule import Molecule
-from energies.target import MolecularTarget
+from energies.base import Target
 from flows.flow import Flow
 from flows.training import Stage
 from runs.cli import CommandError
+from runs.systems import System
 
-
-@dataclass(frozen=True)
-class System:
-    """A molecule at a temperature, ready to be sampled.
-
-    Attributes:
-        molecule: Topology, OpenMM System, minimised structure.
-        target: Its density over internal coordinates, float32.
-        temperature: T, kelvin.
-        torsions: Backbone torsions by name: atom indices.
-        basins: Torsion boxes by name, radians.
-    """
-
-    molecule: Molecule
-    target: MolecularTarget
-    temperature: float
-    torsions: dict[str, tuple[int, int, int, int]]
-    basins: dict[str, dict[str, tuple[float, float]]]
-
-    @property
-    def coordinates(self) -> InternalCoordinates:
-        """Internal coordinates of the molecule."""
-        return self.target.coordinates
+MOLECULE = "runs.systems.molecular.MolecularSystem"
+"""What a node of the group `system` describes unless it has a `_target_`."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -58,31 +32,22 @@ def choose_device(name: str) -> torch.device:
 
 
 def build_system(config: DictConfig, *, device: torch.device) -> System:
-    """Build the molecule, its energy and its coordinates.
+    """Build what the config says is sampled.
 
     Args:
         config: Has the groups `system` and `energy`.
         device: Where the energy is computed.
     """
-    temperature = float(config.system.temperature)
-    if not temperature > 0:
-        raise EnergyInputError(f"Expected system.temperature > 0 kelvin, got {temperature}.")
-    molecule: Molecule = instantiate(config.system.molecule)
-    energy: Energy = instantiate(config.energy)(molecule.system)
-    coordinates = InternalCoordinates.from_molecule(molecule, energy, temperature=temperature)
-    energy.n_evals = 0  # the Hessian's; what is counted is training
-    target = MolecularTarget(
-        energy.to(device, torch.float32), coordinates.to(device, torch.float32)
+    system: System = instantiate(
+        config.system,
+        _target_=config.system.get("_target_", MOLECULE),
+        energy=instantiate(config.energy),
+        device=device,
     )
-    atoms = [(a.residue.index + 1, a.residue.name, a.name) for a in molecule.topology.atoms()]
-    basins = {
-        name: {torsion: (float(lo), float(hi)) for torsion, (lo, hi) in box.items()}
-        for name, box in config.system.get("basins", {}).items()
-    }
-    return System(molecule, target, temperature, backbone_torsions(atoms), basins)
+    return system
 
 
-def build_flow(config: DictConfig, target: MolecularTarget) -> Flow:
+def build_flow(config: DictConfig, target: Target) -> Flow:
     """Build an untrained flow for `target`."""
     flow: Flow = instantiate(config.flow)(target.periodic)
     return flow

@@ -84,8 +84,9 @@ def _explain(error: Exception, config_name: str) -> str:
 def _unknown_key(key: str, config_name: str) -> str:
     """Name the keys that stand where `key` was looked for."""
     GlobalHydra.instance().clear()
+    choices = [a for a in sys.argv[1:] if (CONFIGS / a.partition("=")[0]).is_dir()]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        node = compose(config_name)
+        node = compose(config_name, overrides=choices)
     *parents, leaf = key.split(".")
     for name in parents:
         node = OmegaConf.select(node, name, default=None)

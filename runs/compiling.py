@@ -1,12 +1,12 @@
 """Decide whether a run is compiled, and compile what is worth it."""
 
-from energies.target import MolecularTarget
+from energies.target import EnergyTarget
 from flows.compile import can_compile, compile_flow
 from flows.flow import Flow
 from runs.cli import CommandError
 
 
-def compile_all(flow: Flow, target: MolecularTarget, mode: bool | str) -> None:
+def compile_all(flow: Flow, target: EnergyTarget, mode: bool | str) -> None:
     """Compile coupling layers, coordinates and energy in place.
 
     Args:

@@ -1,7 +1,6 @@
 """python -m runs.evaluate run=<folder>: figures, samples, trajectory and pictures of a flow."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,18 +10,16 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from energies.dihedrals import torsions
 from flows.evaluation import draw_weighted, weight_report
 from flows.flow import Flow
-from flows.metrics.populations import population
 from flows.training.checkpoint import load_checkpoint
 from flows.types import Samples
-from runs.building import System, build_flow, build_system, choose_device
+from runs.building import build_flow, build_system, choose_device
 from runs.cli import CommandError, run_command
 from runs.compiling import compile_all
 from runs.folder import RunFolder, write_arrays, write_json
 from runs.pictures import draw_pictures
-from runs.trajectory import write_trajectory
+from runs.systems import System
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +56,7 @@ def evaluate(
     Args:
         flow: A trained flow of the system.
         system: What it samples.
-        folder: Receives metrics.json, samples.npz, samples.xtc, topology.pdb and figures/.
+        folder: Receives metrics.json, samples.npz, figures/ and what the system adds to them.
         sizes: How many samples to draw and to write.
         seed: Of the samples; training uses another stream.
 
@@ -67,16 +64,10 @@ def evaluate(
         What metrics.json holds.
     """
     generator = torch.Generator().manual_seed(seed + 1_000_003)
-    samples, angles, x = _draw(flow, system, sizes, generator)
+    samples, observed, x = _draw(flow, system, sizes, generator)
     report = weight_report(samples)
     report["temperature"] = system.temperature
-    report["populations"] = {
-        name: {
-            "raw": population(angles, box)._asdict(),
-            "reweighted": population(angles, box, log_w=samples.log_w)._asdict(),
-        }
-        for name, box in system.basins.items()
-    }
+    report |= system.report(observed, samples.log_w)
     write_json(folder.metrics, report)
     saved = slice(0, sizes.n_saved)
     write_arrays(
@@ -87,40 +78,33 @@ def evaluate(
         log_jac=samples.log_jac[saved].numpy(),
         log_w=samples.log_w[saved].numpy(),
         temperature=np.array(system.temperature),
-        **{f"torsion_{name}": t[saved].numpy() for name, t in angles.items()},
+        **{f"{system.kind}_{name}": v[saved].numpy() for name, v in observed.items()},
     )
-    frames = _frames(system, x[: sizes.n_frames], generator)
-    write_trajectory(folder.path, frames, system.molecule.topology)
-    draw_pictures(folder, samples, angles, system.temperature)
-    log.info("%s", summary(report))
+    system.write_frames(folder.path, x[: sizes.n_frames], generator)
+    draw_pictures(folder, system, samples, observed)
+    log.info("%s", "\n".join([summary(report), *system.summary(report)]))
     return report
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Say the main figures in a few lines."""
-    lines = [
-        f"ESS {report['ess']:.1%} unclipped, {report['ess_clip1e-4']:.1%} clipped at 1e-4, "
-        f"N = {report['n']:.0e}; Pareto k {report['pareto_k']:.2f} "
-        f"(reliable below {report['pareto_k_threshold']:.2f})",
-        f"log Z {report['log_z']:.4f} ± {report['log_z_se']:.4f}, "
-        f"ELBO {report['elbo']:.4f}, reverse KL {report['reverse_kl']:.4f} nats",
-    ]
-    for name, p in report["populations"].items():
-        raw, weighted = p["raw"], p["reweighted"]
-        lines.append(
-            f"population of {name}: raw {raw['value']:.3%} ± {raw['se']:.3%}, "
-            f"reweighted {weighted['value']:.3%} ± {weighted['se']:.3%}"
-        )
-    return "\n".join(lines)
+    """Say what the weights tell in two lines."""
+    return "\n".join(
+        [
+            f"ESS {report['ess']:.1%} unclipped, {report['ess_clip1e-4']:.1%} clipped at 1e-4, "
+            f"N = {report['n']:.0e}; Pareto k {report['pareto_k']:.2f} "
+            f"(reliable below {report['pareto_k_threshold']:.2f})",
+            f"log Z {report['log_z']:.4f} ± {report['log_z_se']:.4f}, "
+            f"ELBO {report['elbo']:.4f}, reverse KL {report['reverse_kl']:.4f} nats",
+        ]
+    )
 
 
 def _draw(
     flow: Flow, system: System, sizes: Sizes, generator: torch.Generator
 ) -> tuple[Samples, dict[str, Tensor], Tensor]:
-    """Weighted samples without their x, their backbone torsions, and the x that are kept."""
+    """Weighted samples without their x, what is observed in them, and the x that are kept."""
     keep = max(sizes.n_saved, sizes.n_frames)
-    quadruples = list(system.torsions.values())
-    parts, angles, x = [], [], []
+    parts, observed, x = [], [], []
     kept = 0
     with tqdm(total=sizes.n, unit="sample", desc="evaluate", disable=None) as bar:
         for part in draw_weighted(
@@ -131,22 +115,14 @@ def _draw(
             chunk=min(sizes.chunk, sizes.n),
             generator=generator,
         ):
-            xyz = system.coordinates.to_xyz(part.x)[0]
-            angles.append(torsions(xyz, quadruples).to(torch.float32).cpu())
+            observed.append(system.observe(part.x).to(torch.float32).cpu())
             if kept < keep:
                 x.append(part.x.cpu())
                 kept += len(part)
             parts.append(replace(part, x=part.x.new_empty(len(part), 0)).cpu())
             bar.update(len(part))
-    columns = torch.cat(angles).unbind(-1)
-    return Samples.cat(parts), dict(zip(system.torsions, columns, strict=True)), torch.cat(x)
-
-
-def _frames(system: System, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """Positions of the samples, labels of symmetric rotors exchanged at random."""
-    for part in x.split(10_000):
-        xyz = system.coordinates.to_xyz(part.to(system.coordinates.centre.device))[0].cpu()
-        yield system.coordinates.permute_rotors(xyz, generator=generator)
+    columns = torch.cat(observed).unbind(-1)
+    return Samples.cat(parts), dict(zip(system.observed, columns, strict=True)), torch.cat(x)
 
 
 def load_flow(folder: RunFolder, system: System) -> Flow:

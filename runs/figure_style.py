@@ -6,8 +6,10 @@ Nothing here touches pyplot or a display: a figure is an object, and `save` rend
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,6 +22,9 @@ REWEIGHTED = "#D55E00"
 REFERENCE = "black"
 ROUND = (1, 2, 2.5, 5, 10)
 """Multiples of a power of ten that tick marks may be apart."""
+
+SURFACE = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.92, 256)))
+"""Without viridis' lightest colours, which in print could not be told from an empty, white bin."""
 
 Array = NDArray[np.float64]
 

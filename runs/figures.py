@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
@@ -26,6 +24,7 @@ from runs.figure_style import (
     REFERENCE,
     REWEIGHTED,
     ROUND,
+    SURFACE,
     Array,
     as_array,
     new_figure,
@@ -45,8 +44,6 @@ __all__ = [
     "training_curves",
 ]
 
-# Without its lightest colours, which in print could not be told from an empty, white bin.
-_SURFACE = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.92, 256)))
 _PI_TICKS = (-math.pi, -math.pi / 2, 0.0, math.pi / 2, math.pi)
 _PI_LABELS = ("−π", "−π/2", "0", "π/2", "π")
 
@@ -97,7 +94,7 @@ def ramachandran(
             surface.T,
             origin="lower",
             extent=(-math.pi, math.pi, -math.pi, math.pi),
-            cmap=_SURFACE,
+            cmap=SURFACE,
             vmin=0.0,
             vmax=max(min(top, ceiling), 1e-9),
             interpolation="nearest",

@@ -43,9 +43,9 @@ def train(config: DictConfig) -> RunFolder:
     folder = RunFolder(config.resume or HydraConfig.get().runtime.output_dir)
     folder.start(config)
     log.info(
-        "%s: %d atoms, %d coordinates of which %d periodic; %.2e parameters; run folder %s",
-        config.system.name,
-        system.molecule.n_atoms,
+        "%s: %s, %d coordinates of which %d periodic; %.2e parameters; run folder %s",
+        system.name,
+        system.size,
         system.target.dim,
         int(system.target.periodic.sum()),
         sum(p.numel() for p in flow.parameters()),

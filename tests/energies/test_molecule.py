@@ -113,6 +113,8 @@ def test_constraints_are_met(constraints: str, aldp: Molecule) -> None:
 
 
 SEQUENCES = {f"ACE {name} NME": VACUUM for name in AMINO_ACIDS} | {
+    # Both charged ends and both hands.
+    **{f"{name} D{name}": VACUUM for name in AMINO_ACIDS},
     "ACE ASH NME": VACUUM,
     "ACE GLH NME": VACUUM,
     "ACE LYN NME": VACUUM,
@@ -227,7 +229,7 @@ def test_unsound_structures_are_named(aldp: Molecule) -> None:
         elif change == "angstrom":
             x *= 10
         elif change == "overlap":
-            x[21] = x[0] + 0.01
+            x[2] = x[0] + 0.01  # two hydrogens of one methyl
         elif change == "stretched":
             x[9] += 1.0
         else:
@@ -236,10 +238,10 @@ def test_unsound_structures_are_named(aldp: Molecule) -> None:
             check_structure(x, bonds)
 
     check("nan", r"NaN or inf for atoms \[3\]")
-    check("angstrom", "positions in nm, .* mean bond length of 1.2")
-    check("overlap", r"apart, got .* nm between atoms 0 and 21|shorter than 0.35 nm")
-    check("stretched", "shorter than 0.35 nm, got .* between atoms 8 and 9")
-    check("cut", "one connected molecule, got atoms .6, 7, 8, 9, 10. .of 16.")
+    check("angstrom", "positions in the right unit, .* mean bond length of 1.2")
+    check("overlap", r"at least 0.03 nm apart, got 0.0173.* nm between atoms 0 and 2")
+    check("stretched", "bonds of 0.05 to 0.35 nm, got .* nm between atoms 8 and 9")
+    check("cut", r"one molecule .* got atoms \[6, 7, 8, 9, 10\] and 11 more not bonded")
 
 
 def test_inverted_centre_is_named(aldp: Molecule) -> None:
@@ -250,7 +252,7 @@ def test_inverted_centre_is_named(aldp: Molecule) -> None:
 
 
 def test_mismatched_positions_are_refused(aldp: Molecule) -> None:
-    with pytest.raises(MoleculeError, match=r"shape \[22, 3\] .* got \[21, 3\]"):
+    with pytest.raises(MoleculeError, match=r"shape \[22, 3\], got \[21, 3\]"):
         Molecule(aldp.name, aldp.topology, aldp.system, aldp.positions[1:].copy())
 
 

@@ -1,0 +1,117 @@
+"""A density in closed form: log Z and means beside their exact values, pictures of a plane."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from energies.analytic import AnalyticEnergy
+from energies.base import Energy
+from energies.errors import EnergyInputError
+from energies.target import AnalyticTarget
+from flows.metrics.weights import weighted_mean
+from runs.plane_figure import plane_density
+from runs.systems.base import System
+
+N_REFERENCE = 100_000
+"""Exact samples that are drawn for a picture."""
+
+
+class AnalyticSystem(System):
+    """A density in closed form at a temperature.
+
+    Args:
+        name: What it is called.
+        temperature: T, kelvin.
+        density: Its energy.
+        centre: y where a flow's x = 0 lies.
+        scale: How far the density spreads, in the units of y: a flow starts at unit spread.
+        plane: The two coordinates of y that are drawn, counted from 0.
+        energy: Makes energies of OpenMM Systems; of no use to a density that is its own energy.
+        device: Where the density is computed.
+
+    Raises:
+        EnergyInputError: The temperature is not positive, the plane names no two coordinates.
+    """
+
+    kind = "y"
+    target: AnalyticTarget
+
+    def __init__(
+        self,
+        name: str,
+        temperature: float,
+        density: AnalyticEnergy,
+        *,
+        centre: float = 0.0,
+        scale: float = 1.0,
+        plane: tuple[int, int] = (0, 1),
+        energy: Callable[..., Energy] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        density = density.to(device, torch.float32)
+        target = AnalyticTarget(density, centre=centre, scale=scale, device=device)
+        super().__init__(name, temperature, target)
+        self.observed = tuple(str(k) for k in range(target.dim))
+        first, second = (int(k) for k in plane)
+        if not (0 <= first < target.dim and 0 <= second < target.dim and first != second):
+            raise EnergyInputError(
+                f"Expected system.plane to be two of the coordinates 0 to {target.dim - 1}, "
+                f"got {first} and {second}."
+            )
+        self.plane = (first, second)
+
+    @property
+    def density(self) -> AnalyticEnergy:
+        """The energy, whose exact results are known."""
+        return self.target.energy
+
+    @property
+    def size(self) -> str:
+        """What it is in place of a molecule."""
+        return type(self.density).__name__
+
+    def observe(self, x: Tensor) -> Tensor:
+        """Return y, [n, D]."""
+        return self.target.coordinates.to_xyz(x)[0].flatten(1)
+
+    def report(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Any]:
+        """Return the exact log Z, and the mean of y raw, reweighted and exact."""
+        exact = self.density.moments(self.temperature).mean
+        equal = torch.zeros_like(log_w)
+        return {
+            "log_z_exact": self.density.log_z(self.temperature),
+            "means": {
+                name: {
+                    "raw": weighted_mean(y, equal)._asdict(),
+                    "reweighted": weighted_mean(y, log_w)._asdict(),
+                    "exact": float(mean),
+                }
+                for (name, y), mean in zip(observed.items(), exact, strict=True)
+            },
+        }
+
+    def summary(self, report: dict[str, Any]) -> list[str]:
+        """Say the exact log Z and how far the estimate is from it."""
+        error = report["log_z"] - report["log_z_exact"]
+        return [f"exact log Z {report['log_z_exact']:.4f}: the estimate is off by {error:.4f}"]
+
+    def figures(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Figure]:
+        """Draw the density in the plane: raw, reweighted, exact."""
+        generator = torch.Generator().manual_seed(0)
+        exact = self.density.sample(N_REFERENCE, self.temperature, generator=generator)
+        columns = list(self.plane)
+        names = [f"{self.kind}_{k}" for k in columns]
+        points = torch.stack([observed[str(k)] for k in columns], dim=-1)
+        reference = exact.flatten(1)[:, columns].cpu()
+        return {
+            "density": plane_density(
+                points, log_w, reference=reference, names=(names[0], names[1])
+            )
+        }
+
+    def write_frames(self, folder: Path, x: Tensor, generator: torch.Generator) -> None:
+        """Write nothing: samples.npz has all of y."""

@@ -1,0 +1,164 @@
+"""A molecule: torsions, populations of torsion boxes, Ramachandran surfaces, a trajectory."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import openmm
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from energies.base import Energy
+from energies.dihedrals import Quadruple, backbone_torsions, torsions
+from energies.errors import EnergyInputError
+from energies.internal import InternalCoordinates
+from energies.molecule import Molecule
+from energies.target import MolecularTarget
+from flows.metrics.histograms import torsion_histogram, torus_histogram
+from flows.metrics.populations import population
+from runs.figures import Marginal, ramachandran, torsion_marginals
+from runs.systems.base import System, check_temperature
+from runs.trajectory import write_trajectory
+
+BINS = 100
+_GREEK = {"phi": "φ", "psi": "ψ", "omega": "ω"}
+
+
+class MolecularSystem(System):
+    """A molecule at a temperature.
+
+    Args:
+        name: What it is called.
+        temperature: T, kelvin.
+        molecule: Topology, OpenMM System, minimised structure.
+        torsions: Torsions to look at beside the backbone's: name -> labels of four atoms, such
+            as "BUT1-C1".
+        basins: Populations to report: name -> torsion name -> (lo, hi), radians.
+        energy: Makes an energy of an OpenMM System.
+        device: Where the energy is computed.
+
+    Raises:
+        EnergyInputError: The temperature is not positive, a torsion names no four atoms.
+    """
+
+    kind = "torsion"
+    target: MolecularTarget
+
+    def __init__(
+        self,
+        name: str,
+        temperature: float,
+        molecule: Molecule,
+        *,
+        torsions: Mapping[str, Sequence[str]] | None = None,
+        basins: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+        energy: Callable[[openmm.System], Energy],
+        device: torch.device,
+    ) -> None:
+        check_temperature(temperature)
+        potential = energy(molecule.system)
+        coordinates = InternalCoordinates.from_molecule(
+            molecule, potential, temperature=temperature
+        )
+        potential.n_evals = 0  # the Hessian's; what is counted is training
+        target = MolecularTarget(
+            potential.to(device, torch.float32), coordinates.to(device, torch.float32)
+        )
+        super().__init__(name, temperature, target)
+        self.molecule = molecule
+        atoms = [(a.residue.index + 1, a.residue.name, a.name) for a in molecule.topology.atoms()]
+        self.torsions = backbone_torsions(atoms) | {
+            key: _four_atoms(key, labels, molecule.labels)
+            for key, labels in (torsions or {}).items()
+        }
+        self.observed = tuple(self.torsions)
+        self.basins = {
+            basin: {torsion: (float(lo), float(hi)) for torsion, (lo, hi) in box.items()}
+            for basin, box in (basins or {}).items()
+        }
+
+    @property
+    def coordinates(self) -> InternalCoordinates:
+        """Internal coordinates of the molecule."""
+        return self.target.coordinates
+
+    @property
+    def size(self) -> str:
+        """Number of atoms."""
+        return f"{self.molecule.n_atoms} atoms"
+
+    def observe(self, x: Tensor) -> Tensor:
+        """Return the torsions, radians, [n, K]."""
+        return torsions(self.coordinates.to_xyz(x)[0], list(self.torsions.values()))
+
+    def report(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Any]:
+        """Return the populations of the basins, raw and reweighted."""
+        return {
+            "populations": {
+                name: {
+                    "raw": population(observed, box)._asdict(),
+                    "reweighted": population(observed, box, log_w=log_w)._asdict(),
+                }
+                for name, box in self.basins.items()
+            }
+        }
+
+    def summary(self, report: dict[str, Any]) -> list[str]:
+        """Say the populations."""
+        return [
+            f"population of {name}: raw {p['raw']['value']:.3%} ± {p['raw']['se']:.3%}, "
+            f"reweighted {p['reweighted']['value']:.3%} ± {p['reweighted']['se']:.3%}"
+            for name, p in report["populations"].items()
+        ]
+
+    def figures(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Figure]:
+        """Draw a Ramachandran surface for each residue that has φ and ψ, and all torsions."""
+        figures: dict[str, Figure] = {}
+        for name in [n for n in observed if n.startswith("phi_")]:
+            other = name.replace("phi_", "psi_")
+            if other in observed:
+                pair = torch.stack([observed[name], observed[other]], dim=-1)
+                figures[f"ramachandran_{name.removeprefix('phi_')}"] = ramachandran(
+                    torus_histogram(pair, bins=BINS),
+                    torus_histogram(pair, log_w, bins=BINS),
+                    temperature=self.temperature,
+                    names=(_symbol(name), _symbol(other)),
+                )
+        if observed:
+            figures["torsions"] = torsion_marginals(
+                {
+                    _symbol(name): Marginal(
+                        torsion_histogram(t, bins=BINS), torsion_histogram(t, log_w, bins=BINS)
+                    )
+                    for name, t in observed.items()
+                }
+            )
+        return figures
+
+    def write_frames(self, folder: Path, x: Tensor, generator: torch.Generator) -> None:
+        """Write samples.xtc and topology.pdb."""
+        write_trajectory(folder, self._frames(x, generator), self.molecule.topology)
+
+    def _frames(self, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """Positions of the samples, labels of symmetric rotors exchanged at random."""
+        for part in x.split(10_000):
+            xyz = self.coordinates.to_xyz(part.to(self.coordinates.centre.device))[0].cpu()
+            yield self.coordinates.permute_rotors(xyz, generator=generator)
+
+
+def _four_atoms(name: str, wanted: Sequence[str], labels: Sequence[str]) -> Quadruple:
+    """Indices of four atoms given by label."""
+    if len(wanted) != 4 or not set(wanted) <= set(labels):
+        raise EnergyInputError(
+            f"Expected system.torsions.{name} to be four labels out of {', '.join(labels)}, "
+            f"got {', '.join(map(str, wanted))}."
+        )
+    i, j, k, l = (labels.index(label) for label in wanted)  # noqa: E741
+    return i, j, k, l
+
+
+def _symbol(name: str) -> str:
+    """Greek letter and residue number: "phi_2" becomes "φ 2"."""
+    kind, _, residue = name.partition("_")
+    return f"{_GREEK[kind]} {residue}" if kind in _GREEK else name
