@@ -24,16 +24,19 @@ from energies.reference import (
 from flows.training import InterruptedRunError
 from flows.training.checkpoint import load_checkpoint, save_checkpoint
 from flows.training.signals import stop_on_signal
-from runs.building import System, build_system, choose_device
+from runs.building import build_system, choose_device
 from runs.cli import CommandError, run_command
 from runs.compiling import wants_compiled
 from runs.folder import RunFolder, write_arrays, write_json
 from runs.reference_report import report, summary
+from runs.systems.molecular import MolecularSystem
 
 log = logging.getLogger(__name__)
 
 
-def build_session(config: DictConfig, system: System, *, device: torch.device) -> ReferenceSession:
+def build_session(
+    config: DictConfig, system: MolecularSystem, *, device: torch.device
+) -> ReferenceSession:
     """Build the simulation that the config describes, its replicas at the minimum.
 
     Args:
@@ -115,6 +118,10 @@ def run(config: DictConfig) -> None:
     if config.resume is not None:
         RunFolder.open(config.resume, key="resume")
     system = build_system(config, device=device)
+    if not isinstance(system, MolecularSystem):
+        raise CommandError(
+            f"Expected system to be a molecule, got {system.name}, whose exact results are known."
+        )
     session = build_session(config, system, device=device)
     folder = RunFolder(config.resume or HydraConfig.get().runtime.output_dir)
     folder.start(config)

@@ -16,13 +16,13 @@ from energies.reference import (
 )
 from flows.metrics.histograms import torus_histogram, total_variation
 from flows.metrics.populations import in_box
-from runs.building import System
+from runs.systems.molecular import MolecularSystem
 
 _MOST_SAMPLES = 4_000_000
 """Samples from which free energies are computed; more would take memory and tell nothing new."""
 
 
-def report(session: ReferenceSession, system: System, *, bins: int) -> Reference:
+def report(session: ReferenceSession, system: MolecularSystem, *, bins: int) -> Reference:
     """Turn the records of a finished simulation into maps, frames and diagnostics.
 
     "raw" is what was seen at the lowest temperature, "all" the same from the samples of all

@@ -106,6 +106,7 @@ def test_resumed_command_equals_the_uninterrupted_one(
         ("n_chains=0", "Expected n_chains >= 1, got 0"),
         ("temperatures.highest=200", "highest temperature above the lowest, got 200"),
         ("system.molecule.constraints=HBonds", "Expected a System without constraints"),
+        ("system=double_well", "Expected system to be a molecule, got double_well"),
     ],
 )
 def test_bad_input_is_one_sentence(
