@@ -5,9 +5,12 @@ tree of `energies.zmatrix`. The atoms of one level are placed at once, with the 
 innermost dimension in memory: peptides need a handful of steps, each on long vectors.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from energies.errors import CoordinateError
 from energies.zmatrix import ZMatrix
 
 
@@ -22,6 +25,7 @@ class Placer(nn.Module):
         order: Atom in each slot: the root atoms, then the placed ones.
         angle_row, torsion_row: First row of q that holds an angle, a torsion.
         row_of_torsion: For each placed atom, the row of q that holds its torsion.
+        bonds: The pair of atoms whose distance each of the first rows holds.
     """
 
     order: Tensor
@@ -35,12 +39,46 @@ class Placer(nn.Module):
         order = [*zmatrix.root, *(p.atom for p in placements)]
         slot = {atom: s for s, atom in enumerate(order)}
         self.row_of_torsion = {p.atom: self.torsion_row + s for s, p in enumerate(placements)}
+        (i0, i1, i2), pairs = zmatrix.root, [(p.atom, p.a) for p in placements]
+        self.bonds = [frozenset(pair) for pair in ((i1, i0), (i2, i1), *pairs)]
         self.level_sizes = [len(level) for level in zmatrix.levels]
         self.register_buffer("order", torch.tensor(order))
         self.register_buffer("slot", torch.tensor([slot[i] for i in range(n)]))
         for name in ("a", "b", "c"):
             refs = torch.tensor([slot[getattr(p, name)] for p in placements], dtype=torch.long)
             self.register_buffer(f"ref_{name}", refs)
+
+    def names(self, labels: Sequence[str]) -> list[str]:
+        """Return the name of each row of q: the kind of coordinate and the atom that it places.
+
+        Args:
+            labels: Name of each atom, length N.
+        """
+        names = [labels[i] for i in self.order.tolist()]
+        return (
+            [f"r({name})" for name in names[1:]]
+            + [f"θ({name})" for name in names[2:]]
+            + [f"t({name})" for name in names[3:]]
+        )
+
+    def check_angles(self, q: Tensor, labels: Sequence[str]) -> None:
+        """Refuse a shape with three atoms in a row: the torsions around them mean nothing.
+
+        Args:
+            q: One shape, [3N-6].
+            labels: Name of each atom, length N.
+
+        Raises:
+            CoordinateError: A bond angle is within 6 degrees of 0 or 180, or not a number.
+        """
+        theta = torch.rad2deg(q[self.angle_row : self.torsion_row])
+        k = int((theta - 90.0).abs().argmax())
+        if not 6.0 < float(theta[k]) < 174.0:
+            raise CoordinateError(
+                "Expected bond angles between 6 and 174 degrees in the reference structure, got "
+                f"{self.names(labels)[self.angle_row + k]} = {float(theta[k]):.1f}: internal "
+                "coordinates are not defined for three atoms in a row."
+            )
 
     def place(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Build positions.

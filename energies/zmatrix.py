@@ -6,10 +6,9 @@ b -> a the first one, the *leader*, owns the torsion of the axis; its siblings a
 difference to the leader's torsion. The difference is stiff, and its sign is the chirality of a.
 """
 
-import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from energies.errors import CoordinateError
 
@@ -26,7 +25,8 @@ class Placement:
         b: Angle reference: θ is the angle (d, a, b).
         c: Torsion reference: t is the dihedral (d, a, b, c).
         leader: The sibling whose torsion is added to this atom's own, or `atom` for a leader.
-        flexible: Whether the torsion turns freely (a leader whose axis is not in a ring).
+        flexible: Whether the torsion turns freely. `build_zmatrix` says so of the leaders whose
+            axis is not in a ring; of those in rings the Hessian decides.
     """
 
     atom: int
@@ -35,24 +35,6 @@ class Placement:
     c: int
     leader: int
     flexible: bool
-
-
-@dataclass(frozen=True)
-class Rotor:
-    """Equivalent atoms on one axis whose labels can be exchanged by a turn of 2π/n.
-
-    Attributes:
-        leader: The atom that owns the torsion of the axis.
-        followers: The other n - 1 atoms, in the order of increasing torsion from the leader.
-    """
-
-    leader: int
-    followers: tuple[int, ...]
-
-    @property
-    def order(self) -> int:
-        """n, the number of equivalent atoms."""
-        return 1 + len(self.followers)
 
 
 @dataclass(frozen=True)
@@ -77,6 +59,16 @@ class ZMatrix:
         """Number of atoms N."""
         return 3 + len(self.placements)
 
+    def freed(self, atoms: Collection[int]) -> "ZMatrix":
+        """Return the same tree, with the torsions that `atoms` own turning freely."""
+        return replace(
+            self,
+            levels=tuple(
+                tuple(replace(p, flexible=p.flexible or p.atom in atoms) for p in level)
+                for level in self.levels
+            ),
+        )
+
 
 def build_zmatrix(elements: Sequence[str], bonds: Sequence[tuple[int, int]]) -> ZMatrix:
     """Find the tree of placements of a molecule.
@@ -96,10 +88,7 @@ def build_zmatrix(elements: Sequence[str], bonds: Sequence[tuple[int, int]]) -> 
         CoordinateError: Fewer than three atoms, or atoms that no chain of bonds connects.
     """
     n_atoms = len(elements)
-    graph: Graph = [set() for _ in range(n_atoms)]
-    for i, j in bonds:
-        graph[i].add(j)
-        graph[j].add(i)
+    graph = bond_graph(n_atoms, bonds)
     if n_atoms < 3:
         raise CoordinateError(f"Expected a molecule of at least 3 atoms, got {n_atoms}.")
     lost = sorted(set(range(n_atoms)) - set(_distances(graph, 0)))
@@ -118,7 +107,7 @@ def build_zmatrix(elements: Sequence[str], bonds: Sequence[tuple[int, int]]) -> 
     def place(a: int, b: int, c: int, leader: int | None) -> list[Placement]:
         ordered = sorted(children[a], key=lambda i: (-sizes[i], elements[i] == "H", i))
         first = ordered[0] if leader is None and ordered else leader
-        flexible = not _in_ring(graph, a, b)
+        flexible = not in_ring(graph, a, b)
         return [Placement(d, a, b, c, first or 0, flexible and d == first) for d in ordered]
 
     i0, i1, i2 = root
@@ -138,36 +127,19 @@ def build_zmatrix(elements: Sequence[str], bonds: Sequence[tuple[int, int]]) -> 
     return ZMatrix(root, levels)
 
 
-def find_rotors(
-    zmatrix: ZMatrix, elements: Sequence[str], offsets: dict[int, float], tolerance: float = 0.35
-) -> tuple[Rotor, ...]:
-    """Find axes that end in n equal atoms spread evenly around them (CH3, NH3+, COO-, NH2).
+def bond_graph(n_atoms: int, bonds: Sequence[tuple[int, int]]) -> Graph:
+    """Return the set of bonded atoms of each atom."""
+    graph: Graph = [set() for _ in range(n_atoms)]
+    for i, j in bonds:
+        graph[i].add(j)
+        graph[j].add(i)
+    return graph
 
-    Args:
-        zmatrix: The tree of placements.
-        elements: Chemical symbol of each atom.
-        offsets: For each follower, its torsion relative to the leader, radians.
-        tolerance: Largest deviation of an offset from 2πk/n, radians.
 
-    Returns:
-        The candidates; whether the energy agrees is for the caller to check.
-    """
-    by_axis: dict[tuple[int, int], list[Placement]] = {}
-    inner = {zmatrix.root[1]} | {p.a for p in zmatrix.placements}
-    for p in zmatrix.placements:
-        by_axis.setdefault((p.a, p.b), []).append(p)
-    rotors = []
-    for group in by_axis.values():
-        leader, n = group[0], len(group)
-        kinds = {elements[p.atom] for p in group}
-        ends = all(p.atom not in inner for p in group)
-        if n < 2 or len(kinds) > 1 or not ends or not leader.flexible:
-            continue
-        followers = sorted(group[1:], key=lambda p: offsets[p.atom] % (2 * math.pi))
-        angles = [offsets[p.atom] % (2 * math.pi) for p in followers]
-        if all(abs(t - 2 * math.pi * k / n) < tolerance for k, t in enumerate(angles, start=1)):
-            rotors.append(Rotor(leader.atom, tuple(p.atom for p in followers)))
-    return tuple(rotors)
+def in_ring(graph: Graph, i: int, j: int) -> bool:
+    """Whether the bond i-j is part of a ring: j can be reached from i without it."""
+    others = [k for k in graph[i] if k != j]
+    return any(j in _distances(graph, k, frozenset({i})) for k in others)
 
 
 def _choose_root(elements: Sequence[str], graph: Graph) -> tuple[int, int, int]:
@@ -223,9 +195,3 @@ def _distances(graph: Graph, start: int, skip: frozenset[int] = frozenset()) -> 
 
 def _size(graph: Graph, start: int, without: int) -> int:
     return len(_distances(graph, start, frozenset({without})))
-
-
-def _in_ring(graph: Graph, i: int, j: int) -> bool:
-    """Whether the bond i-j is part of a ring: j can be reached from i without it."""
-    others = [k for k in graph[i] if k != j]
-    return any(j in _distances(graph, k, frozenset({i})) for k in others)

@@ -1,19 +1,42 @@
 """Internal coordinates of real molecules: round trips, determinants, chirality, symmetry."""
 
+import copy
 import math
+import random
+from dataclasses import replace
 from functools import cache
 
+import numpy as np
+import openmm
 import pytest
 import torch
+from openmm import unit
 from torch import Tensor
 
+from energies.base import R
 from energies.dihedrals import torsions
 from energies.errors import CoordinateError, EnergyInputError
 from energies.forcefield import ForceField
 from energies.internal import InternalCoordinates
 from energies.molecule import Molecule
+from energies.sequence import AMINO_ACIDS
 from energies.target import MolecularTarget
 from energies.zmatrix import build_zmatrix
+
+AMBER96, FF99 = ("amber96.xml", "implicit/obc1.xml"), ("amber99sbildn.xml", "amber99_obc.xml")
+VACUUM = ("amber96.xml",)
+
+
+@cache
+def build(
+    sequence: str,
+    forcefield: tuple[str, ...] = AMBER96,
+    constraints: str | None = None,
+) -> tuple[Molecule, ForceField, InternalCoordinates]:
+    molecule = Molecule.from_sequence(sequence, forcefield=forcefield, constraints=constraints)
+    energy = ForceField.from_openmm(molecule.system)
+    return molecule, energy, InternalCoordinates.from_molecule(molecule, energy)
+
 
 # Methyls; a carboxylate and an ammonium; rings; two stereocentres in one residue.
 SEQUENCES = [
@@ -25,12 +48,25 @@ SEQUENCES = [
     "ACE THR ASN NME",
 ]
 
+TETRA, HEXA = "ACE ALA ALA ALA NME", "ACE ALA ALA ALA ALA ALA NME"
+# Arguments of `build`, number of coordinates; the dimensions are those of the publications.
+NAMED = {
+    "aldp": (("ACE ALA NME", AMBER96), 60),
+    "aldp_vacuum": (("ACE ALA NME", VACUUM), 60),
+    "tetra": ((TETRA, FF99), 120),
+    "tetra_hbonds": ((TETRA, FF99, "HBonds"), 98),
+    "hexa": ((HEXA, FF99), 180),
+    "hexa_hbonds": ((HEXA, FF99, "HBonds"), 148),
+    "elil": (("GLU LEU ILE LEU", FF99), 219),
+    "proline": (("ACE PRO NME", AMBER96), 72),
+}
 
-@cache
-def build(sequence: str) -> tuple[Molecule, ForceField, InternalCoordinates]:
-    molecule = Molecule.from_sequence(sequence, forcefield=("amber96.xml", "implicit/obc1.xml"))
-    energy = ForceField.from_openmm(molecule.system)
-    return molecule, energy, InternalCoordinates.from_molecule(molecule, energy)
+
+def drawn_sequences() -> list[str]:
+    """Ten capped dipeptides drawn at random; all twenty amino acids occur."""
+    names = list(AMINO_ACIDS)
+    random.Random(0).shuffle(names)
+    return [f"ACE {a} {b} NME" for a, b in zip(names[::2], names[1::2], strict=True)]
 
 
 def draw(coordinates: InternalCoordinates, n: int, seed: int = 0, *, width: float = 1.0) -> Tensor:
@@ -62,9 +98,8 @@ def test_reference_structure_is_the_centre(sequence: str) -> None:
     assert float(u[0] - u[1]) == pytest.approx(0.0, abs=1e-8)
 
 
-@pytest.mark.parametrize("sequence", SEQUENCES)
-def test_log_det_against_autograd(sequence: str) -> None:
-    _, _, coordinates = build(sequence)
+def check_log_det(coordinates: InternalCoordinates, x: Tensor) -> None:
+    """Compare the closed form at one point with the determinant of autograd's Jacobian."""
     order = coordinates.placer.order
 
     def free(x: Tensor) -> Tensor:
@@ -72,13 +107,94 @@ def test_log_det_against_autograd(sequence: str) -> None:
         p = coordinates.to_xyz(x)[0][order]
         return torch.cat([p[1, :1], p[2, :2], p[3:].reshape(-1)])
 
+    # Constants in place of bond lengths: the determinant is that of the free coordinates alone,
+    # read off by the gradient of all the others at the same point.
+    jacobian = torch.func.jacrev(free)(x)
+    p = coordinates.to_xyz(x)[0][order]
+    q = coordinates.placer.measure(coordinates.to_xyz(x)[0])
+    fixed = sorted(set(range(coordinates.placer.angle_row)) - set(coordinates.rows.tolist()))
+    if fixed:
+
+        def stretched(lengths: Tensor) -> Tensor:
+            whole = q.index_copy(0, torch.tensor(fixed), lengths)
+            p = coordinates.placer.place(whole)[0][order]
+            return torch.cat([p[1, :1], p[2, :2], p[3:].reshape(-1)])
+
+        jacobian = torch.cat([jacobian, torch.func.jacrev(stretched)(q[fixed])], dim=1)
+    # Turning the frame moves atom 1 by |x1| in two directions and atom 2 by |y2| in one.
+    frame = 2 * p[1, 0].log() + p[2, 1].log()
+    expected = torch.linalg.slogdet(jacobian).logabsdet + frame
+    assert float(coordinates.to_xyz(x)[1]) == pytest.approx(float(expected), abs=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_molecules(name: str) -> None:
+    arguments, dim = NAMED[name]
+    molecule, energy, coordinates = build(*arguments)
+    assert coordinates.dim == dim == 3 * molecule.n_atoms - 6 - len(molecule.constrained_bonds)
+    x = draw(coordinates, 20)
+    xyz, log_det = coordinates.to_xyz(x)
+    back, back_log_det = coordinates.from_xyz(xyz)
+    assert (back - x).abs().max() < 1e-9
+    assert (log_det + back_log_det).abs().max() < 1e-9
+    check_log_det(coordinates, x[0])
+    # Torsions at the minimum, the rest from the base: half of RT for each stiff coordinate.
+    minimum = coordinates.from_xyz(torch.tensor(molecule.positions))[0]
+    u = energy.potential(coordinates.to_xyz(torch.where(coordinates.periodic, minimum, x))[0])
+    rise = u - energy.potential(torch.tensor(molecule.positions))
+    assert float(rise.median()) / (R * 300.0 * coordinates.n_stiff) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("sequence", drawn_sequences())
+def test_drawn_molecules(sequence: str) -> None:
+    _, _, coordinates = build(sequence, VACUUM)
+    x = draw(coordinates, 20)
+    xyz, log_det = coordinates.to_xyz(x)
+    inside = torch.isfinite(log_det)
+    assert inside.all()
+    back, back_log_det = coordinates.from_xyz(xyz)
+    assert (back - x).abs().max() < 1e-9
+    assert (log_det + back_log_det).abs().max() < 1e-9
+    check_log_det(coordinates, x[0])
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_log_det_against_autograd(sequence: str) -> None:
+    _, _, coordinates = build(sequence)
     for x in draw(coordinates, 3):
-        jacobian = torch.autograd.functional.jacobian(free, x)
-        p = coordinates.to_xyz(x)[0][order]
-        # Turning the frame moves atom 1 by |x1| in two directions and atom 2 by |y2| in one.
-        frame = 2 * p[1, 0].log() + p[2, 1].log()
-        expected = torch.linalg.slogdet(jacobian).logabsdet + frame
-        assert float(coordinates.to_xyz(x)[1]) == pytest.approx(float(expected), abs=1e-8)
+        check_log_det(coordinates, x)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "constraints"),
+    [("ACE ALA NME", None), ("ACE ALA NME", "HBonds"), ("ACE PRO NME", None), ("LYS PHE", None)],
+)
+def test_frames_of_dynamics_are_inside(sequence: str, constraints: str | None) -> None:
+    """Thermal frames of OpenMM go to x and back; those of bonds let loose are off constraints."""
+    molecule, _, coordinates = build(sequence, VACUUM, constraints)
+    integrator = openmm.LangevinMiddleIntegrator(300.0, 5.0, 0.001)
+    integrator.setRandomNumberSeed(1)
+    integrator.setConstraintTolerance(1e-10)
+    context = openmm.Context(
+        molecule.system, integrator, openmm.Platform.getPlatformByName("Reference")
+    )
+    context.setPositions(molecule.positions)
+    context.setVelocitiesToTemperature(300.0, 1)
+    frames = []
+    for _ in range(20):
+        integrator.step(50)
+        state = context.getState(positions=True)
+        frames.append(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+    xyz = torch.stack([torch.tensor(frame) for frame in frames])
+    x, log_det = coordinates.from_xyz(xyz)
+    assert torch.isfinite(log_det).all()
+    again, again_log_det = coordinates.to_xyz(x)
+    assert (again_log_det + log_det).abs().max() < 1e-9
+    assert (coordinates.from_xyz(again)[0] - x).abs().max() < 1e-9
+    # The same shape up to the names of equal atoms: sorted distances from the first root atom.
+    root = coordinates.zmatrix.root[1]
+    far = [(p - p[:, root : root + 1]).norm(dim=-1).sort(-1).values for p in (xyz, again)]
+    assert (far[0] - far[1]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
@@ -171,17 +287,60 @@ def test_out_of_domain_rows_are_marked_and_harmless() -> None:
 
 
 def test_constrained_bonds_are_constants() -> None:
-    molecule = Molecule.from_sequence(
-        "ACE ALA NME", forcefield=("amber96.xml",), constraints="HBonds"
-    )
-    energy = ForceField.from_openmm(molecule.system)
-    coordinates = InternalCoordinates.from_molecule(molecule, energy)
+    molecule, _, coordinates = build("ACE ALA NME", VACUUM, "HBonds")
     assert coordinates.dim == 60 - 12
     xyz, _ = coordinates.to_xyz(draw(coordinates, 20))
     for i, j in molecule.constrained_bonds:
         length = (xyz[:, i] - xyz[:, j]).norm(dim=-1)
         reference = torch.tensor(molecule.positions[i] - molecule.positions[j]).norm()
         assert (length - reference).abs().max() < 1e-9
+    # Frames whose hydrogens were free to stretch are not frames of this molecule.
+    loose = build("ACE ALA NME", VACUUM)[2]
+    frames, _ = loose.to_xyz(0.1 * draw(loose, 20))
+    assert torch.isfinite(coordinates.from_xyz(frames)[1]).all()
+    frames, _ = loose.to_xyz(draw(loose, 20))
+    assert (coordinates.from_xyz(frames)[1] == -math.inf).double().mean() > 0.9
+
+
+def all_bonds(sequence: str) -> Molecule:
+    """A molecule with every bond held at its length in the minimum."""
+    molecule = build(sequence, VACUUM)[0]
+    system = copy.deepcopy(molecule.system)
+    for i, j in molecule.bonds:
+        system.addConstraint(i, j, np.linalg.norm(molecule.positions[i] - molecule.positions[j]))
+    return replace(molecule, system=system)
+
+
+def test_all_bonds_constrained() -> None:
+    molecule = all_bonds("ACE ALA NME")
+    energy = ForceField.from_openmm(molecule.system)
+    coordinates = InternalCoordinates.from_molecule(molecule, energy)
+    assert coordinates.dim == 60 - 21
+    x = draw(coordinates, 5)
+    assert (coordinates.from_xyz(coordinates.to_xyz(x)[0])[0] - x).abs().max() < 1e-9
+    check_log_det(coordinates, x[0])
+
+
+def test_constraints_that_no_coordinate_stands_for_are_refused() -> None:
+    rigid = all_bonds("ACE PRO NME")
+    with pytest.raises(
+        CoordinateError, match=r"fixed length that close rings, .*\[\[\d+, \d+\]\]"
+    ):
+        InternalCoordinates.from_molecule(rigid, ForceField.from_openmm(rigid.system))
+    angled = all_bonds("ACE ALA NME")
+    angled.system.addConstraint(0, 2, 0.18)
+    with pytest.raises(CoordinateError, match="constraints on bonds only, got 22 of which 21"):
+        InternalCoordinates.from_molecule(angled, ForceField.from_openmm(angled.system))
+
+
+def test_a_frame_without_numbers_is_outside_and_alone() -> None:
+    molecule, _, coordinates = build("ACE ALA NME")
+    xyz = torch.tensor(molecule.positions).repeat(3, 1, 1)
+    xyz[1, 4] = math.nan
+    x, log_det = coordinates.from_xyz(xyz)
+    assert torch.isfinite(log_det).tolist() == [True, False, True]
+    assert torch.equal(x[0], x[2])
+    assert torch.isfinite(x[0]).all()
 
 
 def test_energies_are_counted_once_a_row() -> None:
@@ -202,6 +361,8 @@ def test_bad_input() -> None:
         MolecularTarget(energy, coordinates).evaluate(torch.zeros(2, 59))
     with pytest.raises(EnergyInputError, match=r"Expected xyz of shape \[\.\.\., 22, 3\]"):
         coordinates.from_xyz(torch.zeros(2, 21, 3))
+    with pytest.raises(EnergyInputError, match=r"Expected xyz in nm, .* 0\.122 nm .* got 1\.22"):
+        coordinates.from_xyz(10 * torch.tensor(build("ACE ALA NME")[0].positions))
     with pytest.raises(EnergyInputError, match="Expected temperature > 0"):
         InternalCoordinates.from_molecule(
             build("ALA ALA")[0], build("ALA ALA")[1], temperature=0.0
