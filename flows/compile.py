@@ -29,6 +29,10 @@ def compile_flow(flow: FlowT) -> FlowT:
     Returns:
         The same module.
     """
+    # One graph for every size of coupling and batch and every use: torch's default allows eight.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    # torch 2.13 looks at the .grad of what it traces, and warns that a hidden layer's has none.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     for module in flow.modules():
         if isinstance(module, SplineCoupling):
             module.wrapper = compiled

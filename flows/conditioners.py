@@ -15,10 +15,9 @@ from flows.errors import FlowInputError
 class PeriodicFeatures(nn.Module):
     r"""What a network may see of a point: smooth on circles, bounded on lines.
 
-    .. math:: (B \tanh(x / B)) \oplus (\cos kφ, \sin kφ)_{k=1..n_frequencies}
+    .. math:: 1 \oplus (B \tanh(x / B)) \oplus (\cos kφ, \sin kφ)_{k=1..n_frequencies}
 
-    Only visible coordinates count, the others enter as zeros. Features therefore have one size
-    whatever is visible, and couplings that differ in their masks only share one compiled graph.
+    over the visible lines and circles. The constant is for a network that sees nothing else.
 
     Args:
         visible: bool [D], the coordinates that may be seen.
@@ -31,7 +30,6 @@ class PeriodicFeatures(nn.Module):
     periodic_index: Tensor
     linear_index: Tensor
     frequencies: Tensor
-    weight: Tensor
 
     def __init__(
         self, visible: Tensor, periodic: Tensor, *, n_frequencies: int = 2, squash: float = 8.0
@@ -42,20 +40,19 @@ class PeriodicFeatures(nn.Module):
         if not squash > 0:
             raise FlowInputError(f"Expected squash > 0, got {squash}")
         self.squash = squash
-        index = {"periodic_index": periodic, "linear_index": ~periodic}
+        index = {"periodic_index": visible & periodic, "linear_index": visible & ~periodic}
         for name, mask in index.items():
             self.register_buffer(name, mask.nonzero().squeeze(-1))
         self.register_buffer("frequencies", torch.arange(1.0, n_frequencies + 1)[:, None, None])
-        seen = visible[self.linear_index], visible[self.periodic_index].repeat(2 * n_frequencies)
-        self.register_buffer("weight", torch.cat(seen).to(torch.get_default_dtype())[:, None])
-        self.n_features = len(self.weight)
+        self.n_features = 1 + len(self.linear_index)
+        self.n_features += 2 * n_frequencies * len(self.periodic_index)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features [n_features, n] of points x [D, n]."""
         angles = x[self.periodic_index] * self.frequencies
         linear = self.squash * torch.tanh(x[self.linear_index] / self.squash)
-        parts = [linear, torch.cos(angles).flatten(0, 1), torch.sin(angles).flatten(0, 1)]
-        return torch.cat(parts) * self.weight
+        waves = torch.cos(angles).flatten(0, 1), torch.sin(angles).flatten(0, 1)
+        return torch.cat([torch.ones_like(x[:1]), linear, *waves])
 
 
 class Conditioner(nn.Module):

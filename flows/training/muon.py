@@ -67,38 +67,54 @@ class Muon(Optimizer):
         if closure is not None:
             raise FlowInputError("Expected no closure: Muon evaluates the gradient once.")
         for group in self.param_groups:
+            matrices: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state = self.state[parameter]
                 if parameter.ndim == 2:
-                    parameter.sub_(_orthogonal_step(parameter.grad, state, group))
+                    matrices.setdefault(parameter.shape, []).append(parameter)
                 else:
-                    parameter.sub_(_adam_step(parameter.grad, state, group))
+                    parameter.sub_(_adam_step(parameter.grad, self.state[parameter], group))
+            for same in matrices.values():
+                self._orthogonal_step(same, group)
+
+    def _orthogonal_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Change matrices of one shape: together, as small products alone leave cores idle."""
+        directions = []
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
+            directions.append(torch.add(gradient, momentum, alpha=group["momentum"]))
+        scale = _UPDATE_RMS * group["lr"] * math.sqrt(max(parameters[0].shape))
+        for parameter, step in zip(
+            parameters, orthogonalised(torch.stack(directions)), strict=True
+        ):
+            parameter.sub_(step, alpha=scale)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Return nearly U Vᵀ of `matrix` = U Σ Vᵀ, [m, n], with singular values in about [0.7, 1.2].
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Return nearly U Vᵀ of each matrix U Σ Vᵀ, [..., m, n]; singular values about [0.7, 1.2].
 
-    Five iterations X ← a X + (b S + c S²) X, S = X Xᵀ, whose slope at zero lifts a singular value
-    500-fold; those below 1e-3 of the Frobenius norm stay short of one.
+    Five iterations X ← (a + b S + c S²) X, S = X Xᵀ, whose slope at zero lifts a singular value
+    500-fold; those below 1e-3 of the Frobenius norm stay short of one. They commute with S, so
+    all but the last product run on the smaller Gram matrix, S ← P S P with P = a + b S + c S².
     """
     a, b, c = _QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    norm = torch.linalg.matrix_norm(x, keepdim=True)
+    x = x / norm.clamp_min(torch.finfo(x.dtype).tiny)
+    gram = x @ x.mT
+    product = identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
     for _ in range(_N_ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
-
-
-def _orthogonal_step(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    if not state:
-        state["momentum"] = torch.zeros_like(gradient)
-    momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
-    direction = orthogonalised(torch.add(gradient, momentum, alpha=group["momentum"]))
-    return direction.mul_(_UPDATE_RMS * group["lr"] * math.sqrt(max(gradient.shape)))
+        polynomial = a * identity + b * gram + c * (gram @ gram)
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    result: Tensor = product @ x
+    return result.mT if tall else result
 
 
 def _adam_step(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:

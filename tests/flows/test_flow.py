@@ -4,14 +4,13 @@ import copy
 import math
 import subprocess
 import sys
-from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
 from flows.bases import NormalUniform
-from flows.build import half_mask, spline_flow
+from flows.build import halves, spline_flow
 from flows.errors import FlowInputError
 from flows.flow import Flow
 
@@ -27,8 +26,9 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def random_flow(periodic: list[bool], scale: float = 0.2, **options: object) -> Flow:
-    flow = spline_flow(periodic, hidden=(16, 16), **{"n_couplings": 4, **options})
+def random_flow(periodic: list[bool], scale: float = 0.15, **options: object) -> Flow:
+    small = {"n_couplings": 4, "hidden": (16, 16), "n_circle_couplings": 4, "n_frequencies": 2}
+    flow = spline_flow(periodic, **{**small, "circle_hidden": (16, 16), **options})
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=rng(1)))
@@ -122,22 +122,35 @@ def test_same_seed_same_flow_and_global_state_untouched() -> None:
     assert not torch.equal(x, z)
 
 
-@pytest.mark.parametrize(("circles", "lines"), [(7, 53), (3, 5), (1, 1), (4, 3), (0, 2), (5, 0)])
-def test_masks_halve_circles_and_lines(circles: int, lines: int) -> None:
-    periodic = torch.tensor([True] * circles + [False] * lines)
-    mask = half_mask(periodic)
-    assert abs(int(mask[periodic].sum()) * 2 - circles) <= 1
-    assert abs(int(mask[~periodic].sum()) * 2 - lines) <= 1
-    assert abs(int(mask.sum()) * 2 - len(mask)) <= (circles + lines) % 2
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 7, 8, 53])
+def test_halves_have_one_size_and_separate_every_two(n: int) -> None:
+    torch.manual_seed(0)
+    mask = torch.arange(n + 3) >= 3
+    n_bits = math.ceil(math.log2(n))
+    masks = torch.stack(list(halves(mask, 2 * n_bits)))
+    assert not masks[:, ~mask].any()
+    assert (masks.sum(1) == (n + 1) // 2).all()
+    first, second = masks[::2, mask], masks[1::2, mask]
+    assert (first | second).all()
+    assert ((first & second).sum(1) == n % 2).all()
+    apart = (masks[:, mask, None] & ~masks[:, None, mask]).any(0)
+    assert torch.equal(apart | apart.T, ~torch.eye(n, dtype=torch.bool))
 
 
-def test_couplings_come_in_complementary_pairs() -> None:
-    flow = spline_flow(MIXED, n_couplings=6)
-    active = [set(m.active.tolist()) for m in flow.modules() if hasattr(m, "active")]
-    assert len(active) == 6
-    for first, second in list(pairwise(active))[::2]:
-        assert first | second == set(range(5))
-        assert not first & second
+@pytest.mark.parametrize("n", [0, 1])
+def test_halves_of_one_or_none(n: int) -> None:
+    masks = list(halves(torch.arange(4) < n, 3))
+    assert [int(m.sum()) for m in masks] == [1] * 3 * n
+
+
+def test_angles_depend_on_angles_only_and_lines_on_everything() -> None:
+    flow = random_flow(MIXED)
+    x = flow.base.draw(1, generator=rng())
+    jacobian = torch.autograd.functional.jacobian(lambda v: flow._transform(v)[0].sum(0), x)
+    depends = jacobian[:, 0].abs() > 1e-12
+    periodic = torch.tensor(MIXED)
+    assert torch.equal(depends[periodic], periodic.expand(int(periodic.sum()), -1))
+    assert depends[~periodic].all()
 
 
 def test_learns_a_wrapped_mixture() -> None:
@@ -187,8 +200,9 @@ def test_bad_arguments_are_named() -> None:
         flow.log_prob(torch.zeros(4, 5), torch.zeros(4, 1))
     with pytest.raises(FlowInputError, match="Expected n >= 1, got 0"):
         flow.sample_and_log_prob(0)
-    with pytest.raises(FlowInputError, match="n_couplings"):
-        spline_flow(MIXED, n_couplings=0)
+    for name in ("n_couplings", "n_circle_couplings"):
+        with pytest.raises(FlowInputError, match=f"Expected {name} >= 1, got 0"):
+            spline_flow(MIXED, **{name: 0})
     with pytest.raises(FlowInputError, match="hidden"):
         spline_flow(MIXED, hidden=())
     with pytest.raises(FlowInputError, match="Expected scale > 0"):

@@ -75,7 +75,7 @@ def distance(a: Tensor, b: Tensor, periodic: Tensor) -> Tensor:
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
 def test_round_trip(periodic: Tensor, make: Make, dtype: torch.dtype, atol: float) -> None:
     transform = make(periodic)
-    randomise(transform, 0.2)
+    randomise(transform, 0.15)
     transform.to(dtype)
     x = points(periodic).to(dtype)
     z, log_det = transform(x)
@@ -90,7 +90,7 @@ def test_round_trip(periodic: Tensor, make: Make, dtype: torch.dtype, atol: floa
 @registry
 def test_log_det_is_that_of_the_jacobian(periodic: Tensor, make: Make) -> None:
     transform = make(periodic)
-    randomise(transform, 0.2)
+    randomise(transform, 0.15)
     for direction in (transform.forward, transform.inverse):
         for row in points(periodic, 4):
             jacobian = torch.autograd.functional.jacobian(direction, row[None])[0].squeeze()
@@ -114,7 +114,7 @@ def test_identity_at_initialisation(periodic: Tensor, make: Make) -> None:
 def test_gradient_reaches_every_parameter(periodic: Tensor, make: Make) -> None:
     for name in ("forward", "inverse"):
         transform = make(periodic)
-        randomise(transform, 0.2)
+        randomise(transform, 0.15)
         x = points(periodic).requires_grad_()
         z, log_det = getattr(transform, name)(x)
         (z.sin().sum() + log_det.sum()).backward()
@@ -126,7 +126,7 @@ def test_gradient_reaches_every_parameter(periodic: Tensor, make: Make) -> None:
 @registry
 def test_density_and_map_have_no_seam(periodic: Tensor, make: Make) -> None:
     transform = make(periodic)
-    randomise(transform, 0.2)
+    randomise(transform, 0.15)
     for i in periodic.nonzero().squeeze(-1):
         left, right = points(periodic), None
         right = left.clone()
@@ -140,7 +140,7 @@ def test_density_and_map_have_no_seam(periodic: Tensor, make: Make) -> None:
 @registry
 def test_does_not_depend_on_turns(periodic: Tensor, make: Make) -> None:
     transform = make(periodic)
-    randomise(transform, 0.2)
+    randomise(transform, 0.15)
     x = points(periodic)
     _, log_det = transform(x)
     _, turned = transform(x + 2 * math.pi * periodic)
