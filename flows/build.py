@@ -20,7 +20,7 @@ def spline_flow(
     n_couplings: int = 8,
     hidden: Sequence[int] = (128, 128),
     n_bins: int = 8,
-    n_circle_couplings: int = 12,
+    n_circle_couplings: int = 6,
     circle_hidden: Sequence[int] = (64, 64),
     circle_bins: int = 8,
     tail_bound: float = 8.0,
