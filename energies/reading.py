@@ -14,15 +14,13 @@ from openmm import app, unit
 
 from energies.errors import MoleculeError
 from energies.relaxing import check_parameters
+from energies.shipped import located
 
 Array = NDArray[np.float64]
 FileT = TypeVar("FileT")
 
 CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds}
 """What a user may write, and what OpenMM calls it."""
-
-SHIPPED = Path(__file__).resolve().parent / "data"
-"""Where a file is looked for that is not found from the working directory."""
 
 _TERM_COUNTS = ("getNumBonds", "getNumAngles", "getNumTorsions")
 
@@ -59,7 +57,7 @@ def load_forcefield(files: Sequence[str]) -> app.ForceField:
     if isinstance(files, str):
         raise MoleculeError(f"Expected forcefield to be a sequence of file names, got {files!r}.")
     try:
-        return app.ForceField(*(str(_located(file)) for file in files))
+        return app.ForceField(*(str(located(file)) for file in files))
     except Exception as error:  # whatever the damage causes
         raise MoleculeError(
             f"Expected forcefield to be files that OpenMM finds and reads, got {list(files)}: "
@@ -111,12 +109,6 @@ def _drop_empty_forces(system: openmm.System) -> None:
             system.removeForce(k)
 
 
-def _located(path: str | Path) -> Path:
-    """Return the path, or that of the file of this name which comes with this package."""
-    shipped = SHIPPED / path
-    return shipped if shipped.is_file() and not Path(path).is_file() else Path(path)
-
-
 def read(reader: Callable[[str], FileT], path: str | Path, argument: str) -> FileT:
     """Read a file.
 
@@ -128,11 +120,11 @@ def read(reader: Callable[[str], FileT], path: str | Path, argument: str) -> Fil
     Raises:
         MoleculeError: The file is missing or cannot be read.
     """
-    located = _located(path)
-    if not located.is_file():
+    found = located(path)
+    if not found.is_file():
         raise MoleculeError(f"Expected {argument} to be an existing file, got {path}.")
     try:
-        return reader(str(located))
+        return reader(str(found))
     except Exception as error:  # whatever the damage causes
         raise MoleculeError(f"Expected {argument} {path} to be readable, got: {error}") from error
 
