@@ -61,7 +61,7 @@ def load_forcefield(files: Sequence[str]) -> app.ForceField:
     except Exception as error:  # whatever the damage causes
         raise MoleculeError(
             f"Expected forcefield to be files that OpenMM finds and reads, got {list(files)}: "
-            f"{error}"
+            f"{reason(error)}."
         ) from error
 
 
@@ -94,7 +94,9 @@ def create_system(
             residueTemplates=dict(templates),
         )
     except Exception as error:  # OpenMM raises it bare
-        raise MoleculeError(f"Expected {what} to fit the force field, got: {error}") from error
+        raise MoleculeError(
+            f"Expected {what} to fit the force field, got: {reason(error)}."
+        ) from error
     _drop_empty_forces(system)
     check_parameters(system, bonds_of(topology), labels_of(topology), what=what)
     return system
@@ -126,16 +128,36 @@ def read(reader: Callable[[str], FileT], path: str | Path, argument: str) -> Fil
     try:
         return reader(str(found))
     except Exception as error:  # whatever the damage causes
-        raise MoleculeError(f"Expected {argument} {path} to be readable, got: {error}") from error
+        raise MoleculeError(
+            f"Expected {argument} {path} to be readable, got: {reason(error)}."
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return what another library says is wrong, on one line and without its web address."""
+    text = f"no {error} in it" if isinstance(error, KeyError) else str(error)
+    text = " ".join(text.split()).partition(" For more information")[0]
+    return text.rstrip(".") or type(error).__name__
 
 
 def read_pdb(path: str) -> app.PDBFile:
     """Read a PDB file that holds atoms."""
     with open(path, encoding="utf-8") as file:  # PDBFile leaves a file open when it fails.
         if not any(line.startswith(("ATOM", "HETATM")) for line in file):
-            raise ValueError("no ATOM or HETATM record.")
+            raise ValueError("no ATOM or HETATM record")
         file.seek(0)
-        return app.PDBFile(file)
+        try:
+            return app.PDBFile(file)
+        except AssertionError as error:  # without a word
+            raise ValueError("an ATOM record that is cut short") from error
+
+
+def read_prmtop(path: str) -> app.AmberPrmtopFile:
+    """Read an AMBER parameter file that has the sections it needs."""
+    with open(path, encoding="utf-8") as file:
+        if not any(line.startswith("%FLAG") for line in file):
+            raise ValueError("no %FLAG, which starts every section of an AMBER parameter file")
+    return app.AmberPrmtopFile(path)
 
 
 def in_nm(positions: Any) -> Array:

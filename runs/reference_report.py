@@ -103,15 +103,22 @@ def report(
 def summary(diagnostics: dict[str, Any]) -> str:
     """Say the main figures in a few lines."""
     d = diagnostics
-    rates = ", ".join(f"{rate:.0%}" for rate in d["swap_acceptance"]) or "none"
-    u, t = d["potential"][0], d["configurational_temperature"][0]
+    rates = ["untried" if r is None else f"{r:.0%}" for r in d["swap_acceptance"]] or ["none"]
+    u = d["potential"][0]
     lines = [
         f"{d['n_evals']:.3e} energy evaluations with forces, all of them counted",
-        f"exchanges accepted: {rates}; {d['round_trips']} round trips in {d['n_chains']} chains "
-        f"of {d['ps_per_replica']:.4g} ps, {d['chains_without_round_trip']} chains without any",
+        f"exchanges accepted: {', '.join(rates)}; {d['round_trips']} round trips in "
+        f"{d['n_chains']} chains of {d['ps_per_replica']:.4g} ps, "
+        f"{d['chains_without_round_trip']} chains without any",
         f"potential at {d['temperatures'][0]:.0f} K: {u['value']:.3f} ± {_number(u['se'])} "
-        f"kJ/mol, split R-hat {_number(u['split_rhat'])}, configurational temperature "
-        f"{t['value']:.2f} ± {_number(t['se'])} K",
+        f"kJ/mol, split R-hat {_number(u['split_rhat'])}",
+        "configurational temperature, where it should be: "
+        + ", ".join(
+            f"{_figure(t)} ({temperature:.0f})"
+            for t, temperature in zip(
+                d["configurational_temperature"], d["temperatures"], strict=True
+            )
+        ),
     ]
     for kind, group in d["averages"].items():
         lines += _say(kind, group)

@@ -246,7 +246,7 @@ def exact_butane(temperature: float) -> tuple[float, float, float]:
 def test_agrees_with_quadrature_and_with_the_integrator_of_openmm() -> None:
     """Energy moments and torsion population of butane: ours, OpenMM's and exact, within 4 errors.
 
-    Ours is close to 1 % at that, so that a wrong factor in kick, noise or friction shows.
+    Ours is within 0.4 % in the energy at one error: a wrong kick, noise or measure shows.
     """
     energy = ForceField.from_openmm(butane()).to(torch.float32)
     replicas = tempering(
@@ -266,7 +266,7 @@ def test_agrees_with_quadrature_and_with_the_integrator_of_openmm() -> None:
             (u, u.square(), gauche[:, k]),
             (theirs_u, theirs_u.square(), theirs_gauche),
             exact_butane(temperature),
-            (0.003, 0.006, 0.01),
+            (0.004, 0.007, 0.012),
             strict=True,
         ):
             a, b = chain_mean(ours), chain_mean(theirs)
