@@ -27,6 +27,8 @@ from energies.reading import (
     ordered,
     read,
     read_pdb,
+    read_prmtop,
+    reason,
 )
 from energies.relaxing import (
     bonded_only,
@@ -234,7 +236,7 @@ class Molecule:
                 f"Expected implicit_solvent to be one of {list(_IMPLICIT)}, "
                 f"got {implicit_solvent!r}."
             )
-        parameters = read(app.AmberPrmtopFile, prmtop, "prmtop")
+        parameters = read(read_prmtop, prmtop, "prmtop")
         positions = in_nm(read(app.AmberInpcrdFile, inpcrd, "inpcrd").positions)
         _check_positions(positions, parameters.topology, f"positions in inpcrd {inpcrd}")
         try:
@@ -245,9 +247,9 @@ class Molecule:
                 removeCMMotion=False,
                 implicitSolvent=_IMPLICIT[implicit_solvent],
             )
-        except (ValueError, openmm.OpenMMException) as error:
+        except Exception as error:  # whatever the damage causes
             raise MoleculeError(
-                f"Expected prmtop {prmtop} to give a System, got: {error}"
+                f"Expected prmtop {prmtop} to give a System, got: {reason(error)}."
             ) from error
         return cls._minimised(Path(prmtop).stem, parameters.topology, system, positions)
 

@@ -14,15 +14,13 @@ from openmm import app, unit
 
 from energies.errors import MoleculeError
 from energies.relaxing import check_parameters
+from energies.shipped import located
 
 Array = NDArray[np.float64]
 FileT = TypeVar("FileT")
 
 CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds}
 """What a user may write, and what OpenMM calls it."""
-
-SHIPPED = Path(__file__).resolve().parent / "data"
-"""Where a file is looked for that is not found from the working directory."""
 
 _TERM_COUNTS = ("getNumBonds", "getNumAngles", "getNumTorsions")
 
@@ -59,11 +57,11 @@ def load_forcefield(files: Sequence[str]) -> app.ForceField:
     if isinstance(files, str):
         raise MoleculeError(f"Expected forcefield to be a sequence of file names, got {files!r}.")
     try:
-        return app.ForceField(*(str(_located(file)) for file in files))
+        return app.ForceField(*(str(located(file)) for file in files))
     except Exception as error:  # whatever the damage causes
         raise MoleculeError(
             f"Expected forcefield to be files that OpenMM finds and reads, got {list(files)}: "
-            f"{error}"
+            f"{reason(error)}."
         ) from error
 
 
@@ -96,7 +94,9 @@ def create_system(
             residueTemplates=dict(templates),
         )
     except Exception as error:  # OpenMM raises it bare
-        raise MoleculeError(f"Expected {what} to fit the force field, got: {error}") from error
+        raise MoleculeError(
+            f"Expected {what} to fit the force field, got: {reason(error)}."
+        ) from error
     _drop_empty_forces(system)
     check_parameters(system, bonds_of(topology), labels_of(topology), what=what)
     return system
@@ -111,12 +111,6 @@ def _drop_empty_forces(system: openmm.System) -> None:
             system.removeForce(k)
 
 
-def _located(path: str | Path) -> Path:
-    """Return the path, or that of the file of this name which comes with this package."""
-    shipped = SHIPPED / path
-    return shipped if shipped.is_file() and not Path(path).is_file() else Path(path)
-
-
 def read(reader: Callable[[str], FileT], path: str | Path, argument: str) -> FileT:
     """Read a file.
 
@@ -128,22 +122,42 @@ def read(reader: Callable[[str], FileT], path: str | Path, argument: str) -> Fil
     Raises:
         MoleculeError: The file is missing or cannot be read.
     """
-    located = _located(path)
-    if not located.is_file():
+    found = located(path)
+    if not found.is_file():
         raise MoleculeError(f"Expected {argument} to be an existing file, got {path}.")
     try:
-        return reader(str(located))
+        return reader(str(found))
     except Exception as error:  # whatever the damage causes
-        raise MoleculeError(f"Expected {argument} {path} to be readable, got: {error}") from error
+        raise MoleculeError(
+            f"Expected {argument} {path} to be readable, got: {reason(error)}."
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return what another library says is wrong, on one line and without its web address."""
+    text = f"no {error} in it" if isinstance(error, KeyError) else str(error)
+    text = " ".join(text.split()).partition(" For more information")[0]
+    return text.rstrip(".") or type(error).__name__
 
 
 def read_pdb(path: str) -> app.PDBFile:
     """Read a PDB file that holds atoms."""
     with open(path, encoding="utf-8") as file:  # PDBFile leaves a file open when it fails.
         if not any(line.startswith(("ATOM", "HETATM")) for line in file):
-            raise ValueError("no ATOM or HETATM record.")
+            raise ValueError("no ATOM or HETATM record")
         file.seek(0)
-        return app.PDBFile(file)
+        try:
+            return app.PDBFile(file)
+        except AssertionError as error:  # without a word
+            raise ValueError("an ATOM record that is cut short") from error
+
+
+def read_prmtop(path: str) -> app.AmberPrmtopFile:
+    """Read an AMBER parameter file that has the sections it needs."""
+    with open(path, encoding="utf-8") as file:
+        if not any(line.startswith("%FLAG") for line in file):
+            raise ValueError("no %FLAG, which starts every section of an AMBER parameter file")
+    return app.AmberPrmtopFile(path)
 
 
 def in_nm(positions: Any) -> Array:

@@ -6,20 +6,16 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-from torch import Tensor
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from energies.dihedrals import torsions
 from energies.reference import (
     Langevin,
     ParallelTempering,
     Plan,
     ReferenceSession,
     geometric_ladder,
-    masses_from_openmm,
     pack_reference,
-    repartition,
 )
 from flows.training import InterruptedRunError
 from flows.training.checkpoint import load_checkpoint, save_checkpoint
@@ -27,17 +23,15 @@ from flows.training.signals import stop_on_signal
 from runs.building import build_system, choose_device
 from runs.cli import CommandError, run_command
 from runs.compiling import wants_compiled
-from runs.folder import RunFolder, write_arrays, write_json
+from runs.folder import RunFolder, provenance, write_arrays, write_json
 from runs.reference_report import report, summary
-from runs.systems.molecular import MolecularSystem
+from runs.systems import System
 
 log = logging.getLogger(__name__)
 
 
-def build_session(
-    config: DictConfig, system: MolecularSystem, *, device: torch.device
-) -> ReferenceSession:
-    """Build the simulation that the config describes, its replicas at the minimum.
+def build_session(config: DictConfig, system: System, *, device: torch.device) -> ReferenceSession:
+    """Build the simulation that the config describes, its replicas where the system starts them.
 
     Args:
         config: Composed from `configs/reference.yaml`.
@@ -47,27 +41,20 @@ def build_session(
     ladder = geometric_ladder(
         system.temperature, config.temperatures.highest, config.temperatures.n
     )
-    masses = masses_from_openmm(system.molecule.system)
-    if config.hydrogen_mass is not None:
-        bonds = system.molecule.bonds
-        masses = repartition(masses, bonds, hydrogen_mass=config.hydrogen_mass)
+    masses = system.masses(hydrogen_mass=config.hydrogen_mass)
     langevin = Langevin(system.target.energy, masses.to(device), **config.langevin)
     if wants_compiled(config.compile):
         langevin.compile()
+    generator = torch.Generator(device).manual_seed(config.seed)
     tempering = ParallelTempering(
         langevin,
         ladder,
-        torch.tensor(system.molecule.positions, dtype=torch.float32, device=device),
+        system.start((len(ladder), config.n_chains), generator),
         n_chains=config.n_chains,
         swap_every=config.swap_every,
-        generator=torch.Generator(device).manual_seed(config.seed),
+        generator=generator,
     )
-    quadruples = list(system.torsions.values())
-
-    def observe(xyz: Tensor) -> Tensor:
-        return torsions(xyz, quadruples)
-
-    return ReferenceSession(tempering, Plan(**config.plan), observe)
+    return ReferenceSession(tempering, Plan(**config.plan), system.measure)
 
 
 def simulate(session: ReferenceSession, checkpoint: Path, *, checkpoint_every: int) -> float:
@@ -118,18 +105,14 @@ def run(config: DictConfig) -> None:
     if config.resume is not None:
         RunFolder.open(config.resume, key="resume")
     system = build_system(config, device=device)
-    if not isinstance(system, MolecularSystem):
-        raise CommandError(
-            f"Expected system to be a molecule, got {system.name}, whose exact results are known."
-        )
     session = build_session(config, system, device=device)
     folder = RunFolder(config.resume or HydraConfig.get().runtime.output_dir)
     folder.start(config)
     log.info(
-        "%s: %d atoms, %d temperatures x %d chains from %.0f to %.0f K, %.4g ps each of "
+        "%s: %s, %d temperatures x %d chains from %.0f to %.0f K, %.4g ps each of "
         "production; folder %s",
         config.system.name,
-        system.molecule.n_atoms,
+        system.size,
         *session.tempering.phase.potential.shape,
         *session.tempering.temperatures[[0, -1]].tolist(),
         session.plan.production * session.plan.block * config.langevin.time_step,
@@ -140,10 +123,11 @@ def run(config: DictConfig) -> None:
     write_arrays(
         folder.path / "records.npz",
         temperatures=session.tempering.temperatures.cpu().numpy(),
-        torsion_names=list(system.torsions),
+        observed_names=list(system.observed),
         **{name: table.numpy() for name, table in session.records.items()},
     )
-    reference = report(session, system, bins=config.bins)
+    origin = provenance() | {"config": OmegaConf.to_container(config, resolve=True)}
+    reference = report(session, system, bins=config.bins, origin=origin)
     write_arrays(folder.path / "reference.npz", **pack_reference(reference))
     write_json(folder.path / "diagnostics.json", reference.diagnostics)
     log.info("%s", summary(reference.diagnostics))

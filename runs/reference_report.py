@@ -1,6 +1,7 @@
 """What a reference simulation says: populations, maps, and whether to believe them."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,14 +16,15 @@ from energies.reference import (
     torus_counts,
 )
 from flows.metrics.histograms import torus_histogram, total_variation
-from flows.metrics.populations import in_box
-from runs.systems.molecular import MolecularSystem
+from runs.systems.base import Observable, System
 
 _MOST_SAMPLES = 4_000_000
 """Samples from which free energies are computed; more would take memory and tell nothing new."""
 
 
-def report(session: ReferenceSession, system: MolecularSystem, *, bins: int) -> Reference:
+def report(
+    session: ReferenceSession, system: System, *, bins: int, origin: dict[str, Any]
+) -> Reference:
     """Turn the records of a finished simulation into maps, frames and diagnostics.
 
     "raw" is what was seen at the lowest temperature, "all" the same from the samples of all
@@ -32,6 +34,7 @@ def report(session: ReferenceSession, system: MolecularSystem, *, bins: int) -> 
         session: The simulation.
         system: What was simulated.
         bins: Of the maps, a dimension.
+        origin: What the simulation was made by: command, versions, config.
     """
     records, temperatures = session.records, session.tempering.temperatures.cpu()
     potential = records["potential"].transpose(0, 1)  # [K, S, C]
@@ -41,35 +44,32 @@ def report(session: ReferenceSession, system: MolecularSystem, *, bins: int) -> 
         potential.flatten(1), temperatures, free, temperature=system.temperature
     ).reshape(potential.shape)
     angles = records["observed"].transpose(0, 1)  # [K, S, C, J]
-    columns = dict(zip(system.torsions, angles.unbind(-1), strict=True))
+    columns = dict(zip(system.observed, angles.unbind(-1), strict=True))
 
     counts, density, maps = {}, {}, {}
-    for name, pair in _phi_psi(columns).items():
+    for name, pair in system.maps(columns).items():
         counts[name] = torus_counts(pair.flatten(1, 2), bins=bins)
         density[name] = torus_histogram(pair.flatten(0, 2), log_w.flatten(), bins)
         maps[name] = {
             "tv_between_halves_raw": _between_halves(pair[:1], torch.zeros_like(log_w[:1]), bins),
             "tv_between_halves_all": _between_halves(pair, log_w, bins),
         }
-    populations = {}
-    for name, box in system.basins.items():
-        inside = in_box({k: v.flatten() for k, v in columns.items()}, box)
-        inside = inside.reshape(potential.shape).double()
-        populations[name] = {
-            "raw": chain_mean(inside[0])._asdict(),
-            "all": _reweighted(inside, log_w),
-            "by_temperature": [chain_mean(row)._asdict() for row in inside],
-        }
-    tempering, langevin = session.tempering, session.tempering.langevin
+    tempering, langevin, plan = session.tempering, session.tempering.langevin, session.plan
+    coordinates = system.target.coordinates
     xyz = records["xyz"].flatten(0, 1)
-    log_det = system.coordinates.from_xyz(xyz.to(system.coordinates.centre.device))[1]
-    simulated = session.plan.production * session.plan.block * langevin.time_step
+    frame_rows = slice(session.stride - 1, None, session.stride)
+    log_det = coordinates.from_xyz(xyz.to(session.tempering.phase.xyz.device))[1]
+    n_steps = plan.production * plan.block
     diagnostics = {
-        "system": system.molecule.name,
+        "system": system.name,
+        "n_atoms": langevin.energy.n_atoms,
         "temperatures": temperatures.tolist(),
         "n_evals": langevin.energy.n_evals,
         "n_chains": tempering.n_chains,
-        "ps_per_replica": simulated,
+        "n_replicas": tempering.n_chains * len(temperatures),
+        "n_steps": n_steps,
+        "ps_per_replica": n_steps * langevin.time_step,
+        "plan": asdict(plan),
         "time_step": langevin.time_step,
         "friction": langevin.friction,
         "swap_acceptance": tempering.acceptance.tolist(),
@@ -81,35 +81,47 @@ def report(session: ReferenceSession, system: MolecularSystem, *, bins: int) -> 
         "configurational_temperature": [
             chain_mean(t)._asdict() for t in records["temperature"].transpose(0, 1)
         ],
-        "populations": populations,
+        "averages": {
+            kind: {name: _average(observable, log_w) for name, observable in group.items()}
+            for kind, group in system.averages(columns).items()
+        },
         "maps": maps,
         "n_frames": len(xyz),
         "frames_outside_domain": float((log_det == -math.inf).double().mean()),
+        "origin": origin,
     }
-    return Reference(temperatures, counts, density, xyz, _plain(diagnostics))
+    return Reference(
+        temperatures,
+        counts,
+        density,
+        system.frames(xyz),
+        potential[0, frame_rows].flatten(),
+        _plain(diagnostics),
+    )
 
 
 def summary(diagnostics: dict[str, Any]) -> str:
     """Say the main figures in a few lines."""
     d = diagnostics
-    rates = ", ".join(f"{rate:.0%}" for rate in d["swap_acceptance"]) or "none"
-    u, t = d["potential"][0], d["configurational_temperature"][0]
+    rates = ["untried" if r is None else f"{r:.0%}" for r in d["swap_acceptance"]] or ["none"]
+    u = d["potential"][0]
     lines = [
         f"{d['n_evals']:.3e} energy evaluations with forces, all of them counted",
-        f"exchanges accepted: {rates}; {d['round_trips']} round trips in {d['n_chains']} chains "
-        f"of {d['ps_per_replica']:.4g} ps, {d['chains_without_round_trip']} chains without any",
+        f"exchanges accepted: {', '.join(rates)}; {d['round_trips']} round trips in "
+        f"{d['n_chains']} chains of {d['ps_per_replica']:.4g} ps, "
+        f"{d['chains_without_round_trip']} chains without any",
         f"potential at {d['temperatures'][0]:.0f} K: {u['value']:.3f} ± {_number(u['se'])} "
-        f"kJ/mol, split R-hat {_number(u['split_rhat'])}, configurational temperature "
-        f"{t['value']:.2f} ± {_number(t['se'])} K",
+        f"kJ/mol, split R-hat {_number(u['split_rhat'])}",
+        "configurational temperature, where it should be: "
+        + ", ".join(
+            f"{_figure(t)} ({temperature:.0f})"
+            for t, temperature in zip(
+                d["configurational_temperature"], d["temperatures"], strict=True
+            )
+        ),
     ]
-    for name, p in d["populations"].items():
-        raw, pooled = p["raw"], p["all"]
-        lines.append(
-            f"population of {name}: raw {raw['value']:.4%} ± {_number(raw['se'], 100)} %, "
-            f"split R-hat {_number(raw['split_rhat'])}; from all temperatures "
-            f"{pooled['value']:.4%} ± {_number(pooled['se'], 100)} % "
-            f"(halves {pooled['first_half']:.4%}, {pooled['second_half']:.4%})"
-        )
+    for kind, group in d["averages"].items():
+        lines += _say(kind, group)
     for name, m in d["maps"].items():
         lines.append(
             f"total variation between halves, residue {name}: "
@@ -117,23 +129,54 @@ def summary(diagnostics: dict[str, Any]) -> str:
         )
     lines.append(
         f"{d['n_frames']} frames, {d['frames_outside_domain']:.2%} outside the domain of the "
-        f"internal coordinates"
+        f"coordinates"
     )
     return "\n".join(lines)
 
 
-def _number(value: float | None, factor: float = 1.0) -> str:
-    return "unknown" if value is None else f"{value * factor:.4f}"
+def _say(kind: str, group: dict[str, Any]) -> list[str]:
+    """One line each, or one for all whose exact values are known: the worst of them."""
+    checked = {name: a for name, a in group.items() if a["z_score"] is not None}
+    lines = []
+    for name, a in group.items():
+        if name not in checked:
+            raw, pooled = a["raw"], a["all"]
+            lines.append(
+                f"{kind}, {name}: raw {_figure(raw)}, split R-hat {_number(raw['split_rhat'])}; "
+                f"from all temperatures {_figure(pooled)} "
+                f"(halves {pooled['first_half']:.5g}, {pooled['second_half']:.5g})"
+            )
+    if checked:
+        name, worst = max(checked.items(), key=lambda item: abs(item[1]["z_score"]))
+        lines.append(
+            f"{kind}: {len(checked)} with exact values, worst {name}: from all temperatures "
+            f"{_figure(worst['all'])}, exact {worst['exact']:.5g}, "
+            f"{worst['z_score']:+.1f} standard errors off"
+        )
+    return lines
 
 
-def _phi_psi(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Residue -> its (φ, ψ), [K, S, C, 2]."""
-    residues = [name.removeprefix("phi_") for name in columns if name.startswith("phi_")]
+def _figure(estimate: dict[str, Any]) -> str:
+    error = "unknown" if estimate["se"] is None else f"{estimate['se']:.2g}"
+    return f"{estimate['value']:.5g} ± {error}"
+
+
+def _average(observable: Observable, log_w: Tensor) -> dict[str, Any]:
+    """Averages of [K, S, C] raw and reweighted, and how far off the exact one they are."""
+    values, exact = observable
+    pooled = _reweighted(values, log_w)
+    known = exact is not None and pooled["se"] > 0
     return {
-        r: torch.stack([columns[f"phi_{r}"], columns[f"psi_{r}"]], dim=-1)
-        for r in residues
-        if f"psi_{r}" in columns
+        "raw": chain_mean(values[0])._asdict(),
+        "all": pooled,
+        "by_temperature": [chain_mean(row)._asdict() for row in values],
+        "exact": exact,
+        "z_score": (pooled["value"] - exact) / pooled["se"] if known else None,
     }
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
 
 
 def _between_halves(pair: Tensor, log_w: Tensor, bins: int) -> float:

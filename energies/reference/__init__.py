@@ -6,7 +6,7 @@ from energies.reference.diagnostics import (
     configurational_temperature,
     torus_counts,
 )
-from energies.reference.files import Reference, pack_reference, read_reference
+from energies.reference.files import Population, Reference, pack_reference, read_reference
 from energies.reference.langevin import Langevin, Phase, masses_from_openmm, repartition
 from energies.reference.mbar import free_energies, log_weights
 from energies.reference.session import Plan, ReferenceSession
@@ -18,6 +18,7 @@ __all__ = [
     "ParallelTempering",
     "Phase",
     "Plan",
+    "Population",
     "Reference",
     "ReferenceSession",
     "chain_mean",

@@ -96,18 +96,20 @@ def configurational_temperature(phase: Phase) -> Tensor:
         T = -Σ_i (r_i - r̄) · F_i / (d (N - 1) R),   averaged over the distribution,
 
     holds for any energy that keeps the particles together, and is the first to show a time step
-    that is too long: its mean should be that of the thermostat within its error.
+    that is too long: its mean should be that of the thermostat within its error. A single
+    particle has no centre but the origin: T = -r · F / (d R), for an energy that confines it.
 
     Args:
         phase: Replicas, [..., N, d].
 
     Returns:
-        kelvin, float64 [...]; one number means nothing, their mean does. NaN for one particle.
+        kelvin, float64 [...]; one number means nothing, their mean does.
     """
     n_atoms, n_dims = phase.xyz.shape[-2:]
-    r = (phase.xyz - phase.xyz.mean(-2, keepdim=True)).to(torch.float64)
-    virial = (r * phase.force.to(torch.float64)).sum((-2, -1))
-    return -virial / (R * n_dims * torch.tensor(n_atoms - 1.0, dtype=torch.float64))
+    r, n_free = phase.xyz.to(torch.float64), n_dims
+    if n_atoms > 1:
+        r, n_free = r - r.mean(-2, keepdim=True), n_dims * (n_atoms - 1)
+    return -(r * phase.force.to(torch.float64)).sum((-2, -1)) / (R * n_free)
 
 
 def torus_counts(angles: Tensor, *, bins: int = 100) -> Tensor:

@@ -1,4 +1,10 @@
-"""What replicas at all temperatures together say about one of them (MBAR)."""
+"""What replicas at all temperatures together say about one of them (MBAR).
+
+Tests compare with pymbar 4.0.3, to rounding. It is not what runs here: for 1.2e5 energies of six
+temperatures it took 2.3 s of CPU time where this took 0.06 s (one thread, without jax, which would
+be one more large dependency), and a reference has 2e6 of them. It also reseeds numpy's global
+generator, writes warnings on import, and logs rather than raises when it has not converged.
+"""
 
 import torch
 from torch import Tensor

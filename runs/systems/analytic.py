@@ -9,15 +9,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from energies.analytic import AnalyticEnergy
-from energies.base import Energy
+from energies.base import Energy, R
 from energies.errors import EnergyInputError
 from energies.target import AnalyticTarget
 from flows.metrics.weights import weighted_mean
 from runs.plane_figure import plane_density
-from runs.systems.base import System
+from runs.systems.base import Observable, System
 
 N_REFERENCE = 100_000
 """Exact samples that are drawn for a picture."""
+
+PERIOD = 0.1
+"""Time in which dynamics crosses the spread of a density, ps: as slow as a molecule's torsion."""
 
 
 class AnalyticSystem(System):
@@ -74,9 +77,9 @@ class AnalyticSystem(System):
         """What it is in place of a molecule."""
         return type(self.density).__name__
 
-    def observe(self, x: Tensor) -> Tensor:
-        """Return y, [n, D]."""
-        return self.target.coordinates.to_xyz(x)[0].flatten(1)
+    def measure(self, xyz: Tensor) -> Tensor:
+        """Return y, [..., D]."""
+        return xyz.flatten(-2)
 
     def report(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Any]:
         """Return the exact log Z, and the mean of y raw, reweighted and exact."""
@@ -115,3 +118,42 @@ class AnalyticSystem(System):
 
     def write_frames(self, folder: Path, x: Tensor, generator: torch.Generator) -> None:
         """Write nothing: samples.npz has all of y."""
+
+    def masses(self, *, hydrogen_mass: float | None) -> Tensor:
+        """Return masses that move y by its spread in `PERIOD`: RT (PERIOD / scale)², dalton."""
+        if hydrogen_mass is not None:
+            raise EnergyInputError(
+                f"Expected hydrogen_mass=null for {self.name}, which has no hydrogens, "
+                f"got {hydrogen_mass}."
+            )
+        mass = R * self.temperature * (PERIOD / self.target.coordinates.scale) ** 2
+        return torch.full((self.density.n_atoms,), mass, dtype=torch.float64)
+
+    def start(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Return a y for each replica, drawn at the spread of the density."""
+        size = (*shape, self.target.dim)
+        x = torch.randn(size, generator=generator, device=generator.device)
+        return self.target.coordinates.to_xyz(x)[0]
+
+    def averages(self, observed: dict[str, Tensor]) -> dict[str, dict[str, Observable]]:
+        """Return y and its square, whose means are known."""
+        mean, covariance = self.density.moments(self.temperature)
+        squares = covariance.diagonal() + mean.square()
+        return {
+            "means": {
+                k: Observable(y, m)
+                for (k, y), m in zip(observed.items(), mean.tolist(), strict=True)
+            },
+            "squares": {
+                k: Observable(y.square(), m)
+                for (k, y), m in zip(observed.items(), squares.tolist(), strict=True)
+            },
+        }
+
+    def maps(self, observed: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return nothing: y is no angle."""
+        return {}
+
+    def frames(self, xyz: Tensor) -> Tensor:
+        """Return y as it is."""
+        return xyz

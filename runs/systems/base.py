@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -10,6 +10,18 @@ from torch import Tensor
 
 from energies.errors import EnergyInputError
 from energies.target import EnergyTarget
+
+
+class Observable(NamedTuple):
+    """What a simulation averages.
+
+    Attributes:
+        values: Of every replica at every time, any shape.
+        exact: The mean at the temperature of the system, where it is known.
+    """
+
+    values: Tensor
+    exact: float | None = None
 
 
 class System(ABC):
@@ -43,9 +55,13 @@ class System(ABC):
     def size(self) -> str:
         """How large it is, such as "22 atoms"."""
 
-    @abstractmethod
     def observe(self, x: Tensor) -> Tensor:
         """Return what is kept of every sample, [n, K], for x of shape [n, D]."""
+        return self.measure(self.target.coordinates.to_xyz(x)[0])
+
+    @abstractmethod
+    def measure(self, xyz: Tensor) -> Tensor:
+        """Return what `observe` does, [..., K], for positions of shape [..., N, d]."""
 
     @abstractmethod
     def report(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Any]:
@@ -73,6 +89,37 @@ class System(ABC):
             x: Flow coordinates, [n, D].
             generator: Source of randomness.
         """
+
+    @abstractmethod
+    def masses(self, *, hydrogen_mass: float | None) -> Tensor:
+        """Return masses for a simulation, dalton, float64 [N].
+
+        Args:
+            hydrogen_mass: What a hydrogen should weigh, dalton; its own mass if None.
+
+        Raises:
+            EnergyInputError: The system has no such masses.
+        """
+
+    @abstractmethod
+    def start(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Return positions that replicas start from, broadcastable to [*shape, N, d]."""
+
+    @abstractmethod
+    def averages(self, observed: dict[str, Tensor]) -> dict[str, dict[str, Observable]]:
+        """Return what a simulation should average: kind -> name -> observable.
+
+        Args:
+            observed: Columns of `measure` by name, each [...]; so are the values returned.
+        """
+
+    @abstractmethod
+    def maps(self, observed: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return pairs of angles to be counted on a grid, [..., 2] by name; may be none."""
+
+    @abstractmethod
+    def frames(self, xyz: Tensor) -> Tensor:
+        """Return positions, [..., N, d], as a reference file keeps them."""
 
 
 def check_temperature(temperature: float) -> None:

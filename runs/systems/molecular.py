@@ -14,11 +14,12 @@ from energies.dihedrals import Quadruple, backbone_torsions, torsions
 from energies.errors import EnergyInputError
 from energies.internal import InternalCoordinates
 from energies.molecule import Molecule
+from energies.reference import masses_from_openmm, repartition
 from energies.target import MolecularTarget
 from flows.metrics.histograms import torsion_histogram, torus_histogram
-from flows.metrics.populations import population
+from flows.metrics.populations import in_box, population
 from runs.figures import Marginal, ramachandran, torsion_marginals
-from runs.systems.base import System, check_temperature
+from runs.systems.base import Observable, System, check_temperature
 from runs.trajectory import write_trajectory
 
 BINS = 100
@@ -88,9 +89,9 @@ class MolecularSystem(System):
         """Number of atoms."""
         return f"{self.molecule.n_atoms} atoms"
 
-    def observe(self, x: Tensor) -> Tensor:
-        """Return the torsions, radians, [n, K]."""
-        return torsions(self.coordinates.to_xyz(x)[0], list(self.torsions.values()))
+    def measure(self, xyz: Tensor) -> Tensor:
+        """Return the torsions, radians, [..., K]."""
+        return torsions(xyz, list(self.torsions.values()))
 
     def report(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Any]:
         """Return the populations of the basins, raw and reweighted."""
@@ -115,16 +116,13 @@ class MolecularSystem(System):
     def figures(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Figure]:
         """Draw a Ramachandran surface for each residue that has φ and ψ, and all torsions."""
         figures: dict[str, Figure] = {}
-        for name in [n for n in observed if n.startswith("phi_")]:
-            other = name.replace("phi_", "psi_")
-            if other in observed:
-                pair = torch.stack([observed[name], observed[other]], dim=-1)
-                figures[f"ramachandran_{name.removeprefix('phi_')}"] = ramachandran(
-                    torus_histogram(pair, bins=BINS),
-                    torus_histogram(pair, log_w, bins=BINS),
-                    temperature=self.temperature,
-                    names=(_symbol(name), _symbol(other)),
-                )
+        for residue, pair in self.maps(observed).items():
+            figures[f"ramachandran_{residue}"] = ramachandran(
+                torus_histogram(pair, bins=BINS),
+                torus_histogram(pair, log_w, bins=BINS),
+                temperature=self.temperature,
+                names=(_symbol(f"phi_{residue}"), _symbol(f"psi_{residue}")),
+            )
         if observed:
             figures["torsions"] = torsion_marginals(
                 {
@@ -139,6 +137,39 @@ class MolecularSystem(System):
     def write_frames(self, folder: Path, x: Tensor, generator: torch.Generator) -> None:
         """Write samples.xtc and topology.pdb."""
         write_trajectory(folder, self._frames(x, generator), self.molecule.topology)
+
+    def masses(self, *, hydrogen_mass: float | None) -> Tensor:
+        """Return the masses of the System, those of hydrogens changed if asked for."""
+        own = masses_from_openmm(self.molecule.system)
+        if hydrogen_mass is None:
+            return own
+        return repartition(own, self.molecule.bonds, hydrogen_mass=hydrogen_mass)
+
+    def start(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Return the minimum, for all replicas."""
+        return torch.tensor(self.molecule.positions, dtype=torch.float32, device=generator.device)
+
+    def averages(self, observed: dict[str, Tensor]) -> dict[str, dict[str, Observable]]:
+        """Return for each basin who is inside."""
+        return {
+            "populations": {
+                name: Observable(in_box(observed, box).to(torch.float64))
+                for name, box in self.basins.items()
+            }
+        }
+
+    def maps(self, observed: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return (φ, ψ) of each residue that has both."""
+        residues = [name.removeprefix("phi_") for name in observed if name.startswith("phi_")]
+        return {
+            r: torch.stack([observed[f"phi_{r}"], observed[f"psi_{r}"]], dim=-1)
+            for r in residues
+            if f"psi_{r}" in observed
+        }
+
+    def frames(self, xyz: Tensor) -> Tensor:
+        """Return positions centred on the origin: a free molecule diffuses."""
+        return xyz - xyz.mean(-2, keepdim=True)
 
     def _frames(self, x: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         """Positions of the samples, labels of symmetric rotors exchanged at random."""

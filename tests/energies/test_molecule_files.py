@@ -1,5 +1,6 @@
 """Files that cannot be a molecule: one sentence that names the file, whatever is wrong with it."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 from io import StringIO
@@ -125,6 +126,68 @@ def test_unsound_amber_coordinates(
         Molecule.from_amber(prmtop(tmp_path / "w.prmtop"), path)
 
 
+@pytest.mark.parametrize(
+    ("xyz", "message"),
+    [
+        ([(math.nan, 0.0, 0.0), *WATER[1:]], r"to be finite, got NaN or inf for atoms \[0\]"),
+        (
+            [*WATER[:2], (1.0, 0.1, 0.0)],
+            r"at least 0\.03 nm apart, got 0\.0102 nm between atoms 1",
+        ),
+        ([tuple(10 * v for v in x) for x in WATER], r"right unit, .* mean bond length of 1\.008"),
+    ],
+)
+def test_damaged_amber_coordinates_are_named(
+    xyz: list[tuple[float, float, float]], message: str, tmp_path: Path
+) -> None:
+    path = inpcrd(tmp_path / "bad.inpcrd", xyz)
+    with pytest.raises(MoleculeError, match=rf"positions in inpcrd .*bad\.inpcrd .*{message}"):
+        Molecule.from_amber(prmtop(tmp_path / "w.prmtop"), path)
+
+
+def test_atoms_of_amber_files_that_no_bond_holds_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRMTOP, "POINTERS", ("10I8", [*POINTERS[:2], 1, *POINTERS[3:]]))
+    monkeypatch.setitem(PRMTOP, "BONDS_INC_HYDROGEN", ("10I8", [0, 3, 1]))
+    path = inpcrd(tmp_path / "w.inpcrd", WATER)
+    with pytest.raises(MoleculeError, match=r"one molecule held together .* got atoms \[2\] not"):
+        Molecule.from_amber(prmtop(tmp_path / "w.prmtop"), path)
+
+
+def test_prmtop_cut_short_anywhere_is_named(tmp_path: Path) -> None:
+    coordinates = inpcrd(tmp_path / "w.inpcrd", WATER)
+    whole = prmtop(tmp_path / "w.prmtop").read_text()
+    path = tmp_path / "cut.prmtop"
+    needed = whole.index("%FLAG SCREEN")
+    for at in [0, *range(60, needed, needed // 25), needed]:
+        path.write_text(whole[:at])
+        with pytest.raises(MoleculeError) as error:
+            Molecule.from_amber(path, coordinates)
+        sentence = str(error.value)
+        assert sentence.startswith(f"Expected prmtop {path} to ")
+        assert len(sentence) > len(f"Expected prmtop {path} to be readable, got: .")
+        assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("no.prmtop", "w.inpcrd"), r"prmtop to be an existing file, got .*no\.prmtop"),
+        (("w.prmtop", "no.inpcrd"), r"inpcrd to be an existing file, got .*no\.inpcrd"),
+        (("w.inpcrd", "w.prmtop"), r"prmtop .*w\.inpcrd to be readable, got: no %FLAG"),
+        (("w.prmtop", "w.prmtop"), r"inpcrd .*w\.prmtop to be readable, got: Unrecognized file"),
+    ],
+)
+def test_amber_files_missing_or_exchanged(
+    names: tuple[str, str], message: str, tmp_path: Path
+) -> None:
+    prmtop(tmp_path / "w.prmtop")
+    inpcrd(tmp_path / "w.inpcrd", WATER)
+    with pytest.raises(MoleculeError, match=message):
+        Molecule.from_amber(*(tmp_path / name for name in names))
+
+
 @cache
 def alanine() -> tuple[str, ...]:
     """Lines of a sound PDB file of alanine dipeptide."""
@@ -178,6 +241,15 @@ DAMAGE: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
         r"of one molecule held together by bonds, got atoms \[16, 17, 18, 19, 20\] and 1 more",
     ),
     "no atom": (lambda s: [s[0], "END"], "to be readable, got: no ATOM or HETATM record"),
+    "a line cut": (
+        lambda s: [*s[:3], s[3][:14]],
+        "to be readable, got: an ATOM record that is cut",
+    ),
+    "an atom missing": (
+        lambda s: [line for line in s if " HA " not in line],
+        r"to fit the force field, got: No template .*residue 1 \(ALA\).* missing 1 H atom",
+    ),
+    "bytes": (lambda s: ["\udc93"], "to be readable, got: 'utf-8' codec can't decode byte 0x93"),
 }
 
 
@@ -185,7 +257,7 @@ DAMAGE: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
 def test_damaged_pdb_is_named(kind: str, tmp_path: Path) -> None:
     damage, message = DAMAGE[kind]
     path = tmp_path / "bad.pdb"
-    path.write_text("\n".join(damage(list(alanine()))) + "\n")
+    path.write_text("\n".join(damage(list(alanine()))) + "\n", errors="surrogateescape")
     with pytest.raises(MoleculeError, match=message) as caught:
         Molecule.from_pdb(path, forcefield=VACUUM)
     assert "bad.pdb" in str(caught.value)

@@ -1,8 +1,11 @@
 """The command that makes ground truth, end to end."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
 
 from energies.dihedrals import torsions
+from energies.forcefield import ForceField
+from energies.molecule import Molecule
 from energies.reference import read_reference
-from flows.training.checkpoint import save_checkpoint
+from flows.training.checkpoint import load_checkpoint
 from runs import reference
 from runs.building import build_system
 from runs.cli import CONFIGS
@@ -27,6 +33,12 @@ TINY = [
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def composed(*overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("reference", list(overrides))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "reference"
@@ -36,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True, cwd=ROOT, timeout=300, capture_output=True, text=True,
     ).stdout  # fmt: skip
     assert "7.920e+02 energy evaluations with forces" in out
-    assert "population of alpha_L: raw" in out
+    assert "populations, alpha_L: raw" in out
     return folder
 
 
@@ -45,7 +57,7 @@ def test_folder_holds_records_maps_and_diagnostics(finished: Path) -> None:
     assert records["potential"].shape == (8, 3, 4)
     assert records["xyz"].shape == (4, 4, 22, 3)
     assert records["xyz"].dtype == np.float32
-    names = list(records["torsion_names"])
+    names = list(records["observed_names"])
     assert records["observed"].shape == (8, 3, 4, len(names))
     # phi and psi of the last frame, from its positions, are those that were recorded.
     xyz = torch.tensor(records["xyz"][-1, 0])
@@ -71,29 +83,149 @@ def test_folder_holds_records_maps_and_diagnostics(finished: Path) -> None:
     assert diagnostics["potential"][0]["se"] == pytest.approx(by_chain.std(ddof=1) / 2)
     assert len(diagnostics["swap_acceptance"]) == 2
     assert diagnostics["frames_outside_domain"] == 0.0
-    assert len(diagnostics["populations"]["alpha_L"]["by_temperature"]) == 3
+    population = diagnostics["averages"]["populations"]["alpha_L"]
+    assert len(population["by_temperature"]) == 3
+    assert (population["exact"], population["z_score"]) == (None, None)
+    assert small.populations["alpha_L"].value == population["all"]["value"]
 
 
-def test_resumed_command_equals_the_uninterrupted_one(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_reference_file_says_where_it_comes_from(finished: Path) -> None:
+    small = read_reference(finished / "reference.npz")
+    provenance = small.provenance
+    assert provenance["system"] == "aldp_vacuum"
+    assert (provenance["n_replicas"], provenance["n_chains"], provenance["n_steps"]) == (12, 4, 40)
+    assert "system=aldp_vacuum" in provenance["origin"]["command"]
+    assert provenance["origin"]["packages"]["torch"] == version("torch")
+    config = provenance["origin"]["config"]
+    assert config["system"]["molecule"]["forcefield"] == ["amber96.xml"]
+    assert config["plan"]["production"] == 8
+
+
+def test_frames_have_the_energies_that_stand_beside_them(finished: Path) -> None:
+    """Of the lowest temperature, centred; 16-bit positions cost about 0.01 kJ/mol."""
+    small, records = read_reference(finished / "reference.npz"), np.load(finished / "records.npz")
+    assert small.potential.numpy() == pytest.approx(records["potential"][1::2, 0].flatten())
+    assert float(small.xyz.mean(1).abs().max()) < 1e-5
+    molecule = Molecule.from_sequence("ACE ALA NME", forcefield=["amber96.xml"])
+    again = ForceField.from_openmm(molecule.system).potential(small.xyz)
+    assert float((again - small.potential).abs().max()) < 0.1
+
+
+LONGER = [
+    "swap_every=5", "plan.block=10", "plan.hot=5", "plan.burn_in=80", "plan.production=80",
+    "plan.n_frames=200", "compile=false", "device=cpu",
+]  # fmt: skip
+# Dimensions, and what makes a short simulation long enough: a hot end, a low barrier, a ladder of
+# the mixture's own.
+DENSITIES = {
+    "double_well": (
+        2,
+        ["n_chains=100", "temperatures.n=5", "temperatures.highest=1500",
+         "langevin.time_step=0.005"],
+    ),
+    "gaussian_mixture": (2, ["n_chains=40", "plan.burn_in=160"]),
+    "many_well": (
+        32,
+        ["n_chains=100", "temperatures.n=3", "temperatures.highest=500",
+         "langevin.time_step=0.005", "+system.density.b=-3.0"],
+    ),
+}  # fmt: skip
+
+
+def command(*overrides: str) -> None:
+    """Run the command in this process."""
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["reference", *overrides])
+        reference.main()
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_density_agrees_with_its_exact_moments(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("reference", TINY)
-    device = torch.device("cpu")
-    session = reference.build_session(config, build_system(config, device=device), device=device)
-    for _ in range(7):
-        session.advance()
-    folder = RunFolder(tmp_path / "half")
-    folder.start(config)
-    save_checkpoint(folder.checkpoint, session.state_dict())
-    GlobalHydra.instance().clear()
-    overrides = [*TINY, f"resume={folder.path}", f"hydra.run.dir={tmp_path / 'other'}"]
-    monkeypatch.setattr(sys, "argv", ["reference", *overrides])
-    reference.main()
-    whole, resumed = (np.load(f / "records.npz") for f in (finished, folder.path))
+    """Means and squares of every coordinate within 6 standard errors, which are small."""
+    dim, ladder = DENSITIES[name]
+    command(f"system={name}", *LONGER, *ladder, f"hydra.run.dir={tmp_path}")
+    small = read_reference(tmp_path / "reference.npz")
+    averages = small.diagnostics["averages"]
+    assert set(averages) == {"means", "squares"}
+    for group in averages.values():
+        assert len(group) == dim
+        assert all(abs(a["z_score"]) < 6 for a in group.values())
+        assert all(
+            a["all"]["se"] < 0.1 * averages["squares"]["0"]["exact"] for a in group.values()
+        )
+    for k, mean in averages["means"].items():
+        assert mean["all"]["se"] < 0.1 * averages["squares"][k]["exact"] ** 0.5
+    assert small.counts == small.populations == {}
+    assert len(small.potential) == len(small.xyz) == small.diagnostics["n_frames"] >= 160
+    # y is kept as it is, not centred: its energy is that of the place.
+    overrides = [f"system={name}", *ladder]
+    energy = build_system(composed(*overrides), device=torch.device("cpu")).target.energy
+    again = energy.potential(small.xyz)
+    assert float((again - small.potential).abs().max()) < 0.1
+    for k, t in enumerate(small.diagnostics["configurational_temperature"]):
+        assert abs(t["value"] - float(small.temperatures[k])) < 6 * t["se"]
+    out = capsys.readouterr().out
+    assert f"means: {dim} with exact values, worst" in out
+    assert f"{len(small.xyz)} frames, 0.00% outside" in out
+
+
+QUICK = [
+    "system=double_well", "n_chains=4", "temperatures.n=3", "plan.block=3", "plan.hot=2",
+    "plan.burn_in=3", "plan.production=8", "swap_every=20", "checkpoint_every=4", "compile=false",
+    "device=cpu",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "saved"), [(signal.SIGTERM, 130, 6), (signal.SIGKILL, -9, 4)]
+)
+def test_killed_command_goes_on_as_if_nothing_had_happened(
+    end: signal.Signals,
+    status: int,
+    saved: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Asked to stop it writes a checkpoint; killed it leaves the last one. Either continues."""
+    command(*QUICK, f"hydra.run.dir={tmp_path / 'whole'}")
+    half = tmp_path / "half"
+    killer = f"""
+import os, signal, sys
+from energies.reference import ReferenceSession
+from runs import reference
+
+advance = ReferenceSession.advance
+
+def mortal(session):
+    advance(session)
+    if session.n_blocks == 6:
+        os.kill(os.getpid(), {int(end)})
+
+ReferenceSession.advance = mortal
+sys.argv = ["reference", *{[*QUICK, f"hydra.run.dir={half}"]}]
+reference.main()
+"""
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", killer], cwd=ROOT, timeout=300, capture_output=True
+    )
+    assert process.returncode == status
+    folder = RunFolder(half)
+    assert load_checkpoint(folder.checkpoint)["n_blocks"] == saved
+    assert not (half / "records.npz").exists()
+    command(*QUICK, f"resume={half}", f"hydra.run.dir={tmp_path / 'other'}")
+    whole, resumed = (np.load(f / "records.npz") for f in (tmp_path / "whole", half))
     for name in whole.files:
         assert np.array_equal(whole[name], resumed[name])
+    assert re.search(r"exchanges accepted: \d+%, untried;", capsys.readouterr().out)
+    expected, found = (
+        json.loads((f / "diagnostics.json").read_text()) for f in (tmp_path / "whole", half)
+    )
+    assert expected.pop("origin") != found.pop("origin")  # another command
+    assert expected == found
+    assert not list((tmp_path / "other").glob("*"))
 
 
 @pytest.mark.parametrize(
@@ -106,21 +238,17 @@ def test_resumed_command_equals_the_uninterrupted_one(
         ("n_chains=0", "Expected n_chains >= 1, got 0"),
         ("temperatures.highest=200", "highest temperature above the lowest, got 200"),
         ("system.molecule.constraints=HBonds", "Expected a System without constraints"),
-        ("system=double_well", "Expected system to be a molecule, got double_well"),
+        ("system=double_well", "hydrogen_mass=null for double_well, which has no hydrogens"),
     ],
 )
 def test_bad_input_is_one_sentence(
     override: str,
     sentence: str,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    GlobalHydra.instance().clear()
-    overrides = [*TINY, override, f"hydra.run.dir={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["reference", *overrides])
     with pytest.raises(SystemExit) as exit_:
-        reference.main()
+        command(*TINY, override, f"hydra.run.dir={tmp_path}")
     assert exit_.value.code == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said
