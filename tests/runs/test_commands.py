@@ -22,7 +22,7 @@ from runs import evaluate, train
 SMALL = [
     "system=aldp_vacuum", "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4",
     "trainer.compile=false", "trainer.log_every=5", "trainer.checkpoint_every=10",
-    "trainer.batch_size=64", "evaluation.n=500", "evaluation.chunk=200",
+    "trainer.batch_size=64", "trainer.min_samples=1", "evaluation.n=500", "evaluation.chunk=200",
     "evaluation.n_saved=300", "evaluation.n_frames=40",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
