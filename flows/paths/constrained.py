@@ -40,7 +40,7 @@ class Constrained(Rungs):
 
     q is the flow at the last rung, kept as a frozen copy. λ, η >= 0 maximise the concave dual
 
-        g(λ, η) = -(1+λ+η) log Z(λ, η) - λ ε_tr - η (H(q) - ε_ent),
+        g(λ, η) = -(1+λ+η) log Z(λ, η) - λ ε_tr + η (H(q) - ε_ent),
         Z(λ, η) = E_q[(p̃ / q^{1+η})^{1/(1+λ+η)}]
 
     on the flow's samples: no energy is evaluated. The last rung aims at p itself.

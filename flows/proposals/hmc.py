@@ -37,7 +37,7 @@ class Walkers:
             x = x.detach().requires_grad_()
             log_q = flow.log_prob(x)
             samples = path.evaluate(target, x, log_q)
-            (score_q,) = torch.autograd.grad(log_q.sum(), x, retain_graph=True)
+            (score_q,) = torch.autograd.grad(log_q.sum(), x)
             (score_p,) = torch.autograd.grad(samples.log_p.sum(), x)
         score_q, score_p = (torch.nan_to_num(s, 0.0, 0.0, 0.0) for s in (score_q, score_p))
         return cls(samples.detach(), score_q, score_p)

@@ -53,6 +53,7 @@ class HotModel(Proposal):
         if not temperature >= 1:
             raise FlowInputError(f"Expected temperature >= 1 of hot_model, got {temperature}.")
         self.temperature = temperature
+        self._wide: NormalUniform | None = None
 
     def draw(
         self,
@@ -65,9 +66,10 @@ class HotModel(Proposal):
         generator: torch.Generator,
     ) -> Samples:
         """Return n points of the wider density."""
-        scale = float(flow.base.scale) * self.temperature**0.5
-        wide = NormalUniform(flow.periodic, scale=scale).to(flow.base.scale)
+        if self._wide is None:  # once: reading the scale waits for the device
+            scale = float(flow.base.scale) * self.temperature**0.5
+            self._wide = NormalUniform(flow.periodic, scale=scale).to(flow.base.scale)
         with torch.no_grad():
             return path.evaluate(
-                target, *flow.sample_and_log_prob(n, generator=generator, base=wide)
+                target, *flow.sample_and_log_prob(n, generator=generator, base=self._wide)
             )

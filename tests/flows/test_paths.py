@@ -187,8 +187,8 @@ def test_multipliers_maximise_the_dual() -> None:
         trust, entropy = pair
         total = 1 + trust + entropy
         log_z = torch.logsumexp((log_p - (1 + entropy) * log_q) / total, 0) - math.log(GRID)
-        lost = entropy * (float(-log_q.mean()) - entropy_bound)
-        return -total * float(log_z) - trust * trust_region - lost
+        floor = entropy * (float(-log_q.mean()) - entropy_bound)
+        return -total * float(log_z) - trust * trust_region + floor
 
     found = solve_dual(log_p, log_q, trust_region, entropy_bound)
     top = dual(found)
@@ -297,7 +297,9 @@ PATHS: dict[str, Callable[[], tuple[Path, Proposal, Loss]]] = {
 @pytest.mark.parametrize("method", PATHS)
 def test_log_z_of_four_wells(method: str, tmp_path: Folder) -> None:
     target = AnalyticTarget(ManyWell(n_wells=2).float())
-    flow = spline_flow([False] * 4, n_couplings=4, hidden=(24,), n_bins=6, base_scale=1.3, tail_bound=5.0)
+    flow = spline_flow(
+        [False] * 4, n_couplings=4, hidden=(24,), n_bins=6, base_scale=1.3, tail_bound=5.0
+    )
     report, rows = trained(tmp_path, target, flow, [stage(*PATHS[method](), 240, lr=6e-3)])
     exact = target.energy.log_z(300.0)
     assert abs(report["log_z"] - exact) < 6 * report["log_z_se"]

@@ -130,7 +130,7 @@ def fit(
 
 def fab() -> tuple[Aim, Proposal, Loss]:
     source = AIS(2, alpha=2.0, moves=HMC(2))
-    buffer = PrioritisedBuffer(source, size=4096, min_size=1024, steps=4)
+    buffer = PrioritisedBuffer(source, size=2048, min_size=512, steps=4)
     return Temperature(300.0), buffer, AlphaDivergence()
 
 
@@ -141,7 +141,7 @@ def mixed() -> tuple[Aim, Proposal, Loss]:
 
 
 def data() -> tuple[Aim, Proposal, Loss]:
-    x = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
     return Temperature(300.0), Points({"x": x.numpy()}), LogVariance()
 
 
@@ -153,14 +153,14 @@ METHODS: dict[str, Callable[[], tuple[Aim, Proposal, Loss]]] = {
     "l2_plus_running": lambda: (Temperature(300.0), Model(), L2Plus(centre=RunningMean())),
     "log_variance": lambda: (Temperature(300.0), HotModel(1.2), LogVariance()),
     "forward_kl_buffer": lambda: (
-        Temperature(300.0), Buffer(8192, resample=None, refresh=32), ForwardKL(),
+        Temperature(300.0), Buffer(2048, resample=None, refresh=16), ForwardKL(),
     ),
     "ta_bg": lambda: (
-        Ladder(300.0, 600.0, rungs=5), Buffer(8192, clip=1e-3), ForwardKL(baseline=0.0),
+        Ladder(300.0, 600.0, rungs=5), Buffer(2048, clip=1e-3), ForwardKL(baseline=0.0),
     ),
-    "adaptive": lambda: (AdaptiveLadder(300.0, 900.0, rungs=8, ess=0.7), Model(), L2Plus()),
-    "cmt": lambda: (Constrained(300.0, rungs=8), Buffer(8192, resample=None), ForwardKL()),
-    "cmt_l2_plus": lambda: (Constrained(300.0, rungs=8), Model(), L2Plus()),
+    "adaptive": lambda: (AdaptiveLadder(300.0, 900.0, rungs=4, ess=0.7), Model(), L2Plus()),
+    "cmt": lambda: (Constrained(300.0, rungs=4), Buffer(2048, resample=None), ForwardKL()),
+    "cmt_l2_plus": lambda: (Constrained(300.0, rungs=4), Model(), L2Plus()),
     "fab": fab,
     "mixed": mixed,
     "data": data,
@@ -172,17 +172,32 @@ def of(method: str, steps: int, name: str = "train") -> Stage:
     return stage(loss, path=path, proposal=proposal, steps=steps, name=name)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_the_ring(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["reverse_kl", "l2_plus", "log_variance"])
+def test_losses_learn_the_ring_to_the_last_percent(method: str, tmp_path: Path) -> None:
     target = Ring()
-    flow = fit(tmp_path, [of(method, 400)], target=target, ema_decay=0.98)
-    parts = draw_weighted(
-        flow, target, 300.0, 20_000, chunk=3_000, generator=torch.Generator().manual_seed(0)
-    )
-    report = weight_report(Samples.cat(list(parts)))
+    flow = fit(tmp_path, [of(method, 500)], target=target, ema_decay=0.98)
+    assert target.n_evals == 500 * 256
+    report = evaluated(flow, target)
     assert report["n"] == 20_000
     assert report["ess"] > 0.95
     assert abs(report["log_z"] - target.log_z) < 6 * report["log_z_se"] + 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_the_ring(method: str, tmp_path: Path) -> None:
+    target = Ring()
+    start = evaluated(spline_flow(Ring.periodic, n_couplings=2, hidden=(16,), n_bins=5), target)
+    flow = fit(tmp_path, [of(method, 80)], target=target, ema_decay=0.9)
+    report = evaluated(flow, target)
+    assert report["ess"] > start["ess"] + 0.15
+    assert abs(report["log_z"] - target.log_z) < 6 * report["log_z_se"] + 1e-6
+
+
+def evaluated(flow: Flow, target: Ring) -> dict[str, float]:
+    parts = draw_weighted(
+        flow, target, 300.0, 20_000, chunk=3_000, generator=torch.Generator().manual_seed(0)
+    )
+    return weight_report(Samples.cat(list(parts)))
 
 
 class StopAfter(Silent):
@@ -209,7 +224,7 @@ def test_resumed_equals_uninterrupted(stop: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resumes_bit_for_bit(method: str, tmp_path: Path) -> None:
-    check_resumed(lambda: [of(method, 40)], 30, tmp_path)
+    check_resumed(lambda: [of(method, 24)], 20, tmp_path)
 
 
 def check_resumed(stages: Callable[[], list[Stage]], stop: int, tmp_path: Path) -> None:
