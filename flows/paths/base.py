@@ -24,10 +24,11 @@ class Path(Stateful, ABC):
     Attributes:
         progress: How far along the stage training is, in [0, 1].
         rung: How many times samples moved it.
+        rungs: How many times they do over a stage.
         n_samples: How many it wants where the proposal keeps no buffer.
     """
 
-    n_samples = 0
+    rungs, n_samples = 0, 0
 
     def __init__(self, end: float) -> None:
         if not end > 0:

@@ -54,6 +54,11 @@ class Stage:
             raise FlowInputError(f"Expected batch_size >= 2 in stage {name!r}, got {batch_size}.")
         if max_time is not None and not max_time > 0:
             raise FlowInputError(f"Expected max_time > 0 s in stage {name!r}, got {max_time}.")
+        if steps < path.rungs:
+            raise FlowInputError(
+                f"Expected steps >= {path.rungs}, the rungs of the path, in stage {name!r}, "
+                f"got {steps}."
+            )
         check_combination(name, loss, proposal)
         self.name, self.path, self.proposal, self.loss = name, path, proposal, loss
         self.optimizer, self.schedule = optimizer, schedule

@@ -275,7 +275,9 @@ def test_signal_ends_the_run_with_a_checkpoint(number: signal.Signals, tmp_path:
 def test_nonfinite_points_stop_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     target = Ring()
     target.broken = True
-    with pytest.raises(TrainingError, match=r"Expected at most 50% .* got 100% before step 10"):
+    with pytest.raises(
+        TrainingError, match=r"Expected at most 50% .* got 100%.* Stopped after step 10"
+    ):
         fit(tmp_path, [stage()], target=target)
     assert load_checkpoint(tmp_path / "last.pt")["total_steps"] == 10
 
@@ -326,6 +328,7 @@ def test_bad_input(tmp_path: Path) -> None:
         ({"steps": 0}, "Expected steps >= 1 in stage 'a', got 0"),
         ({"batch_size": 1}, "Expected batch_size >= 2 in stage 'a', got 1"),
         ({"max_time": 0.0}, "Expected max_time > 0 s in stage 'a'"),
+        ({"path": Ladder(300.0, 600.0, rungs=3), "steps": 2}, "Expected steps >= 3, the rungs"),
         ({"loss": ReverseKL(), "proposal": Fixed()}, "Expected a proposal that gives reparam"),
         ({"loss": Jeffreys(), "proposal": Buffer()}, "Buffer. Valid are proposal=model with any"),
         ({"loss": ForwardKL(), "proposal": unknown}, "that gives weights for loss ForwardKL"),

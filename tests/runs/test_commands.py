@@ -151,7 +151,7 @@ def refused(
     [
         ("trainer.max_step=5", "Expected a key of trainer (batch_size, checkpoint_every"),
         ("flow.bins=5", "Expected a key of flow (_partial_, _target_, hidden, n_bins"),
-        ("loss=l3", "Available options in 'loss': forward_kl l2 l2_plus"),
+        ("loss=l3", "Available options in 'loss': alpha_divergence forward_kl"),
         ("system.temperature=0", "kelvin, got 0"),
         ("trainer.batch_size=0", "Expected batch_size >= 2 in stage 'train', got 0"),
         ("trainer.max_steps=0", "Expected steps >= 1 in stage 'train', got 0"),

@@ -1,6 +1,7 @@
 """Every named method trains from the command line; combinations that cannot work are refused."""
 
 import json
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -12,19 +13,22 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from energies.target import EnergyTarget
+from flows.training import Trainer
+from flows.training.loggers import Logger, Row
 from runs import train
-from runs.building import build_stages
+from runs.building import build_flow, build_stages, build_system
 from runs.cli import CONFIGS, share
 
 SMALL = [
-    "system=double_well", "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4",
+    "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4",
     "trainer.compile=false", "trainer.log_every=5", "trainer.batch_size=64",
     "trainer.max_steps=40", "trainer.min_samples=1", "evaluation.n=400", "evaluation.chunk=200",
     "evaluation.n_saved=100", "evaluation.n_frames=40",
 ]  # fmt: skip
+WELL = ["system=double_well", *SMALL]
 STAGES = sorted(path.stem for path in (CONFIGS / "stages").glob("*.yaml"))
 GROUPS = {g: sorted(p.stem for p in (CONFIGS / g).glob("*.yaml")) for g in ("loss", "proposal")}
 PATHS = sorted(path.stem for path in (CONFIGS / "path").glob("*.yaml"))
@@ -40,12 +44,14 @@ def command(module: ModuleType, *overrides: str) -> None:
 
 def smaller(stages: str) -> list[str]:
     """Overrides that make the buffers of a method small."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        node = compose("train", overrides=[f"stages={stages}"]).stages
+    node = composed(f"stages={stages}").stages
     sizes = {"Buffer": {"size": 2000}, "PrioritisedBuffer": {"size": 500, "min_size": 200}}
     changes = []
     for name, stage in node.items():
+        if "rungs" in stage.path:
+            changes += [f"stages.{name}.path.rungs=4"]
+        if "n_samples" in stage.path:
+            changes += [f"stages.{name}.path.n_samples=256"]
         kind = stage.proposal._target_.rpartition(".")[2]
         changes += [f"stages.{name}.proposal.{k}={v}" for k, v in sizes.get(kind, {}).items()]
         if not OmegaConf.is_interpolation(node[name], "steps"):
@@ -53,20 +59,42 @@ def smaller(stages: str) -> list[str]:
     return changes
 
 
+class Rows(Logger):
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def log(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def close(self) -> None:
+        pass
+
+
+def composed(*overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
 @pytest.mark.parametrize("stages", STAGES)
 def test_every_method_trains(stages: str, tmp_path: Path) -> None:
-    command(train, *SMALL, f"stages={stages}", *smaller(stages), f"hydra.run.dir={tmp_path}")
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert all(row["loss"] is not None and row["log_z"] is not None for row in rows)
-    assert rows[-1]["temperature"] == pytest.approx(300.0, rel=0.25)
-    assert (tmp_path / "metrics.json").exists()
+    config = composed(*WELL, f"stages={stages}", *smaller(stages))
+    plan = build_stages(config)
+    system = build_system(config, device=torch.device("cpu"))
+    logger = Rows()
+    Trainer(progress_bar=False, log_every=5, min_samples=1).fit(
+        build_flow(config, system.target), system.target, plan, logger=logger,
+        checkpoint=tmp_path / "last.pt", generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert all(math.isfinite(row["loss"] + row["log_z"]) for row in logger.rows)
+    assert {row["stage"] for row in logger.rows} == set(config.stages)
+    assert logger.rows[-1]["temperature"] == pytest.approx(300.0, rel=0.25)
+    assert logger.rows[-1]["step"] == sum(stage.steps for stage in plan)
 
 
 def stages_of(*overrides: str) -> list[str]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("train", overrides=list(overrides))
-    return [type(part).__name__ for s in build_stages(config) for part in (s.loss, s.proposal)]
+    plan = build_stages(composed(*overrides))
+    return [type(part).__name__ for stage in plan for part in (stage.loss, stage.proposal)]
 
 
 @pytest.mark.parametrize("loss", GROUPS["loss"])
@@ -96,7 +124,7 @@ def test_every_path_is_built_by_its_name(path: str) -> None:
 
 def test_centre_of_l2_plus_from_the_command_line(tmp_path: Path) -> None:
     command(
-        train, *SMALL, "loss=l2_plus", "loss.centre._target_=flows.losses.LearnedLogZ",
+        train, *WELL, "loss=l2_plus", "loss.centre._target_=flows.losses.LearnedLogZ",
         f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert (tmp_path / "metrics.json").exists()
@@ -131,7 +159,7 @@ def test_a_loss_from_outside_the_package_trains(
     (tmp_path / "outside_losses.py").write_text(CUSTOM)
     monkeypatch.syspath_prepend(str(tmp_path))
     command(
-        train, *SMALL, "loss=null", "+loss._target_=outside_losses.Halfway", "+loss.power=1.5",
+        train, *WELL, "~loss", "+loss._target_=outside_losses.Halfway", "+loss.power=1.5",
         "trainer.max_steps=200", "trainer.log_every=20", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     rows = [
@@ -189,7 +217,7 @@ def test_what_cannot_work_is_refused_before_any_energy(
     if "proposal=trajectory" in overrides:
         overrides = [*overrides, "proposal.path=/no", "loss=l2_plus"]
     with pytest.raises(SystemExit) as exit_:
-        command(train, *SMALL, *overrides, f"hydra.run.dir={tmp_path}")
+        command(train, *WELL, *overrides, f"hydra.run.dir={tmp_path}")
     assert exit_.value.code == 1
     assert sentence in capsys.readouterr().err
 
@@ -199,7 +227,7 @@ def test_a_run_that_rests_on_one_point_stops_with_a_checkpoint(
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
         command(
-            train, *SMALL, "loss=forward_kl", "trainer.min_samples=1.5", "system.scale=1e4",
+            train, *WELL, "loss=forward_kl", "trainer.min_samples=1.5", "system.scale=1e4",
             f"hydra.run.dir={tmp_path}",
         )  # fmt: skip
     assert exit_.value.code == 1
