@@ -95,6 +95,14 @@ class Target(ABC):
     def evaluate(self, x: Tensor) -> Evaluation:
         """Evaluate the energy once for each row of `x`, shape [..., D]; differentiable in x."""
 
+    def from_xyz(self, xyz: Tensor) -> Tensor:
+        """Return x, [..., D], of positions xyz, [..., N, 3] in nm.
+
+        Raises:
+            EnergyInputError: The density is not one of positions.
+        """
+        raise EnergyInputError(f"Expected points in the coordinates of {type(self).__name__}.")
+
     def log_prob(self, e: Evaluation, temperature: float) -> Tensor:
         """Return the unnormalised log density -U/(RT) + log_jac, float64, shape [...].
 

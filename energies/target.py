@@ -29,6 +29,9 @@ class Coordinates(Protocol):
     def to_xyz(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return xyz [..., N, n_dims] and log|det d xyz / d x|, float64 [...]."""
 
+    def from_xyz(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x [..., D] and log|det d x / d xyz|, float64 [...]."""
+
 
 class EnergyTarget(Target):
     """p(x) ∝ exp(-U(xyz(x))/RT) |det d xyz / d x|.
@@ -68,6 +71,10 @@ class EnergyTarget(Target):
         self.energy.n_evals += x.shape[:-1].numel()
         function = self._evaluate if x.requires_grad else self._function
         return Evaluation(*function(x))
+
+    def from_xyz(self, xyz: Tensor) -> Tensor:
+        """Return the coordinates x, [..., D], of positions [..., N, n_dims]."""
+        return self.coordinates.from_xyz(xyz)[0]
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         xyz, log_jac = self.coordinates.to_xyz(x)

@@ -1,11 +1,12 @@
 """The flow: a base density and a bijection, with the three calls every loss is made of."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from nflows.flows.base import Flow as NflowsFlow
 from nflows.transforms import CompositeTransform, Transform
-from torch import Tensor
+from torch import Tensor, nn
 
 from flows.bases import NormalUniform
 from flows.errors import FlowInputError
@@ -73,32 +74,55 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
         return log_prob
 
     def rsample_and_log_prob(
-        self, n: int, *, generator: torch.Generator | None = None
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        base: NormalUniform | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw points that carry a gradient with respect to the parameters.
 
         Args:
             n: Number of points.
             generator: Where the noise comes from; torch's global one if None.
+            base: Its density, in place of the flow's own: q is then that of the points drawn.
 
         Returns:
             x [n, D] and log q(x), float64 [n].
         """
         if n < 1:
             raise FlowInputError(f"Expected n >= 1, got {n}")
-        z = self.base.draw(n, generator=generator)
+        base = self.base if base is None else base
+        z = base.draw(n, generator=generator)
         x, log_det = self._transform.inverse(z)
-        return x, self.base.log_prob(z) - log_det
+        return x, base.log_prob(z) - log_det
 
     @torch.no_grad()
     def sample_and_log_prob(
-        self, n: int, *, generator: torch.Generator | None = None
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        base: NormalUniform | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw points without gradient; arguments and result as in `rsample_and_log_prob`."""
-        return self.rsample_and_log_prob(n, generator=generator)
+        return self.rsample_and_log_prob(n, generator=generator, base=base)
 
     def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
         return self.sample_and_log_prob(num_samples)[0]
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Give the parameters no part in the graphs that are built inside: only inputs have one."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
 
 
 class _Chain(CompositeTransform):  # type: ignore[misc]  # nflows has no types

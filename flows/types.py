@@ -1,10 +1,22 @@
 """The one currency of training, evaluation and reweighting: weighted points."""
 
 from dataclasses import dataclass, fields, replace
+from enum import IntEnum
 from typing import Self
 
 import torch
 from torch import Tensor
+
+
+class Weights(IntEnum):
+    """What is known of the density μ that drew some points, and so of their weights p/μ."""
+
+    NONE = 0
+    """Nothing: log_q and log_w are 0."""
+    RELATIVE = 1
+    """μ up to a factor: weights compare the points of one source with each other."""
+    ABSOLUTE = 2
+    """μ itself: the mean weight estimates Z."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,14 @@ class Samples:
         """Return some of the points."""
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    def where(self, rows: Tensor, other: Self) -> Self:
+        """Return these points in `rows`, bool [n], and those of `other` elsewhere."""
+        values = {}
+        for f in fields(self):
+            mine, theirs = getattr(self, f.name), getattr(other, f.name)
+            values[f.name] = torch.where(rows if mine.ndim == 1 else rows[:, None], mine, theirs)
+        return replace(self, **values)
+
     @property
     def finite(self) -> Tensor:
         """Rows whose densities are numbers, bool [n]."""
@@ -43,9 +63,17 @@ class Samples:
         """Return the same points without gradient."""
         return replace(self, **{f.name: getattr(self, f.name).detach() for f in fields(self)})
 
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same points in the memory of a device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
     def cpu(self) -> Self:
         """Return the same points in the memory of the CPU."""
-        return replace(self, **{f.name: getattr(self, f.name).cpu() for f in fields(self)})
+        return self.to("cpu")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the columns by name, as checkpoints and the constructor take them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def cat(cls, parts: list[Self]) -> Self:

@@ -54,12 +54,22 @@ def build_flow(config: DictConfig, target: Target) -> Flow:
 
 
 def build_stages(config: DictConfig) -> Sequence[Stage]:
-    """Build the stages of the config, in their order."""
+    """Build the stages of the config, in their order.
+
+    Raises:
+        CommandError: The last one ends at another temperature than the system's.
+    """
     stages: list[Stage] = []
     for name, node in config.stages.items():
         if node is not None:
             arguments: dict[str, Any] = {k: _instantiated(v) for k, v in node.items()}
             stages.append(Stage(name=str(name), **arguments))
+    if stages and stages[-1].path.end > config.system.temperature:
+        raise CommandError(
+            f"Expected the path of the last stage, {stages[-1].name!r}, to end at "
+            f"system.temperature = {config.system.temperature} kelvin, got an end at "
+            f"{stages[-1].path.end}."
+        )
     return stages
 
 

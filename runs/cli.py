@@ -25,6 +25,19 @@ class CommandError(ValueError):
     """A command cannot do what was asked; the message says what was expected."""
 
 
+def share(fraction: float, total: int | float | None) -> int | float | None:
+    """Return a share of a budget that may be None; of a whole number, a whole one of at least 1.
+
+    In configs it is written ${share:0.3,${trainer.max_steps}}.
+    """
+    if total is None:
+        return None
+    part = float(fraction) * total
+    return max(round(part), 1) if isinstance(total, int) else part
+
+
+OmegaConf.register_new_resolver("share", share, replace=True)
+
 OUR_ERRORS = (CommandError, EnergyInputError, FlowInputError, TrainingError)
 
 

@@ -1,19 +1,19 @@
-"""What a loss is, and the two things most losses share."""
+"""What a loss is, and what most losses share."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flows.errors import FlowInputError
 from flows.flow import Flow
-from flows.types import Samples
+from flows.state import Stateful
+from flows.types import Samples, Weights
 
 Stats = dict[str, Tensor]
 
 
-class Loss(ABC):
+class Loss(Stateful, ABC):
     """A scalar of a flow and a batch of points, whose minimiser over q is the target p.
 
     A loss never calls the energy: all it knows of the target is in `samples`.
@@ -21,9 +21,11 @@ class Loss(ABC):
     Attributes:
         reparametrised: Whether the points must be x = f_θ(z) with gradient (True), or may come
             from anywhere, without gradient (False).
+        needs: What must be known of the density that drew the points.
     """
 
-    reparametrised: ClassVar[bool] = False
+    reparametrised: bool = False
+    needs: Weights = Weights.NONE
 
     @abstractmethod
     def __call__(self, flow: Flow, samples: Samples) -> tuple[Tensor, Stats]:
@@ -34,6 +36,13 @@ def check_fraction(name: str, value: float) -> float:
     """Return `value` if it is a fraction in [0, 1)."""
     if not 0 <= value < 1:
         raise FlowInputError(f"Expected {name} in [0, 1), got {value}.")
+    return value
+
+
+def check_max_weight(value: float) -> float:
+    """Return `value` if it is a possible bound on weights of mean 1."""
+    if not value > 1:
+        raise FlowInputError(f"Expected max_weight > 1, got {value}.")
     return value
 
 
@@ -60,3 +69,16 @@ def masked_mean(values: Tensor, weight: Tensor) -> Tensor:
 def zeroed(values: Tensor, weight: Tensor) -> Tensor:
     """`values` with 0 in rows of weight 0: an infinity there must not meet any arithmetic."""
     return torch.where(weight > 0, values, 0.0)
+
+
+def scaled_weights(log_w: Tensor, rows: Tensor, max_weight: float) -> Tensor:
+    """Return exp(log_w) scaled to mean 1, then cut at `max_weight`, without gradient, [n].
+
+    Args:
+        log_w: Log weights up to a constant, [n].
+        rows: bool [n], the rows that count; the others have weight 0.
+        max_weight: Largest weight.
+    """
+    log_w = torch.where(rows, log_w.detach(), -torch.inf)
+    w = torch.nan_to_num(torch.softmax(log_w, 0))  # NaN where no row counts
+    return (w * len(w)).clamp_max(max_weight)

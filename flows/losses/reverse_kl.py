@@ -1,7 +1,5 @@
 """Reverse Kullback-Leibler divergence."""
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from flows.flow import Flow
@@ -14,8 +12,9 @@ class ReverseKL(Loss):
 
         L = E_{z} [ log q(x) - log p̃(x) ],   x = f_θ(z)
 
-    Minimised by q = p, with L = -log Z; also low wherever q covers some modes of p only. The
-    gradient passes through x: it needs forces, and its noise does not vanish at the minimum.
+    Minimised by q = p, with L = -log Z; also low wherever q covers some modes of p only. On-policy
+    by construction: the gradient passes through x. It needs forces, and its noise does not vanish
+    at the minimum; `ReverseKLPath` has none there.
 
     Args:
         drop: Share of the batch with the lowest log weights that is left out.
@@ -24,7 +23,7 @@ class ReverseKL(Loss):
         Noé et al., Boltzmann generators, Science 365 (2019), arXiv 1812.01729.
     """
 
-    reparametrised: ClassVar[bool] = True
+    reparametrised = True
 
     def __init__(self, drop: float = 0.01) -> None:
         self.drop = check_fraction("drop", drop)

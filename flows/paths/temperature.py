@@ -1,4 +1,4 @@
-"""Paths in temperature."""
+"""Continuous cooling."""
 
 from flows.errors import FlowInputError
 from flows.paths.base import Path
@@ -7,7 +7,7 @@ from flows.paths.base import Path
 class Temperature(Path):
     """Cool from `start` to `end`, linearly in 1/T; with start = end, stay there.
 
-        1/T = (1 - s)/T_start + s/T_end,   s = progress
+        1/T = (1 - s)/T_start + s/T_end,   s = progress, by steps or by time
 
     Hot densities have low barriers: a flow that starts hot finds the modes, and keeps them while
     the target cools.
@@ -18,12 +18,10 @@ class Temperature(Path):
     """
 
     def __init__(self, end: float, start: float | None = None) -> None:
-        super().__init__()
-        start = end if start is None else start
-        for name, value in (("start", start), ("end", end)):
-            if not value > 0:
-                raise FlowInputError(f"Expected temperature {name} > 0 kelvin, got {value}.")
-        self.start, self.end = start, end
+        super().__init__(end)
+        self.start = end if start is None else start
+        if not self.start > 0:
+            raise FlowInputError(f"Expected temperature start > 0 kelvin, got {start}.")
 
     @property
     def temperature(self) -> float:

@@ -1,6 +1,24 @@
 """Proposals: where training points come from. See `flows.proposals.base`."""
 
+from flows.proposals.ais import AIS, SMC
 from flows.proposals.base import Proposal
-from flows.proposals.model import Model
+from flows.proposals.buffer import Buffer
+from flows.proposals.dataset import Dataset, Points
+from flows.proposals.hmc import HMC
+from flows.proposals.mixture import Mixture
+from flows.proposals.model import HotModel, Model
+from flows.proposals.prioritised_buffer import PrioritisedBuffer
 
-__all__ = ["Model", "Proposal"]
+__all__ = [
+    "AIS",
+    "HMC",
+    "SMC",
+    "Buffer",
+    "Dataset",
+    "HotModel",
+    "Mixture",
+    "Model",
+    "Points",
+    "PrioritisedBuffer",
+    "Proposal",
+]

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from energies.base import Target
 from flows.errors import FlowInputError
 from flows.flow import Flow
+from flows.state import State, Stateful
 from flows.training.checkpoint import load_checkpoint, save_checkpoint
 from flows.training.ema import EMA
 from flows.training.stage import Stage
@@ -78,6 +79,10 @@ class Session:
         stage.path.update(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * stage.schedule.factor(progress)
+        if stage.path.due:
+            stage.proposal.renew(
+                self.flow, self.target, stage.path, stage.batch_size, generator=self.generator
+            )
         samples = stage.proposal.draw(
             self.flow,
             self.target,
@@ -93,6 +98,7 @@ class Session:
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
             self.ema.update()
+            stage.proposal.update(self.flow, samples)
         self.window.add(loss, norm, samples)
         self.stage_steps, self.total_steps = self.stage_steps + 1, self.total_steps + 1
 
@@ -118,6 +124,8 @@ class Session:
             "lr": self.optimizer.param_groups[0]["lr"],
             "n_evals": self.n_evals,
             **self.window.close(),
+            **self.stage.path.figures(),
+            **self.stage.proposal.figures(),
         }
 
     def save(self, checkpoint: Path) -> None:
@@ -133,6 +141,7 @@ class Session:
                 "generator": self.generator.get_state(),
                 "window": self.window.rows,
                 "n_evals": self.n_evals,
+                "parts": {} if self.finished else _states(self.stage),
                 **{name: getattr(self, name) for name in _COUNTERS},
             },
         )
@@ -165,6 +174,8 @@ class Session:
         if not self.finished:
             self.optimizer = self._new_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
+            for name, part in _parts(self.stage).items():
+                part.load_state_dict(state["parts"][name], self.flow)
 
     def _new_optimizer(self) -> Optimizer:
         optimizer = self.stage.optimizer(self.parameters)
@@ -174,3 +185,11 @@ class Session:
 
 
 _COUNTERS = ("index", "stage_steps", "total_steps", "stage_seconds", "total_seconds")
+
+
+def _parts(stage: Stage) -> dict[str, Stateful]:
+    return {"path": stage.path, "proposal": stage.proposal, "loss": stage.loss}
+
+
+def _states(stage: Stage) -> dict[str, State]:
+    return {name: part.state_dict() for name, part in _parts(stage).items()}

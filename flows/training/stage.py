@@ -10,6 +10,7 @@ from flows.losses.base import Loss
 from flows.paths.base import Path
 from flows.proposals.base import Proposal
 from flows.training.schedule import Schedule
+from flows.types import Weights
 
 
 class Stage:
@@ -53,12 +54,12 @@ class Stage:
             raise FlowInputError(f"Expected batch_size >= 2 in stage {name!r}, got {batch_size}.")
         if max_time is not None and not max_time > 0:
             raise FlowInputError(f"Expected max_time > 0 s in stage {name!r}, got {max_time}.")
-        if loss.reparametrised and not proposal.can_reparametrise:
+        if steps < path.rungs:
             raise FlowInputError(
-                f"Expected a proposal that gives reparametrised points for loss "
-                f"{type(loss).__name__} in stage {name!r}, got {type(proposal).__name__}; "
-                "use proposal=model, or a loss that takes points from anywhere."
+                f"Expected steps >= {path.rungs}, the rungs of the path, in stage {name!r}, "
+                f"got {steps}."
             )
+        check_combination(name, loss, proposal)
         self.name, self.path, self.proposal, self.loss = name, path, proposal, loss
         self.optimizer, self.schedule = optimizer, schedule
         self.steps, self.batch_size, self.max_time = steps, batch_size, max_time
@@ -67,3 +68,24 @@ class Stage:
         """Return s in [0, 1] after `step` steps and `seconds` of this stage."""
         by_time = 0.0 if self.max_time is None else seconds / self.max_time
         return min(max(step / self.steps, by_time), 1.0)
+
+
+def check_combination(stage: str, loss: Loss, proposal: Proposal) -> None:
+    """Raise FlowInputError unless the proposal gives what the loss needs."""
+    got = f"in stage {stage!r}, got {type(proposal).__name__}"
+    if loss.reparametrised and not proposal.can_reparametrise:
+        raise FlowInputError(
+            f"Expected a proposal that gives reparametrised points for loss "
+            f"{type(loss).__name__} {got}. Valid are proposal=model with any loss; or any "
+            "proposal with a loss that takes points from anywhere: l2, l2_plus, log_variance, "
+            "forward_kl, alpha_divergence and sums of them."
+        )
+    if proposal.gives < loss.needs:
+        kinds = {Weights.RELATIVE: "weights", Weights.ABSOLUTE: "weights with their scale"}
+        raise FlowInputError(
+            f"Expected a proposal that gives {kinds[loss.needs]} for loss {type(loss).__name__} "
+            f"{got}, which does not know its density well enough. Valid are proposal=model, "
+            "hot_model, buffer, prioritised_buffer, ais, smc, mixtures of these, data with log_q "
+            "(or, where the scale does not matter, log_w or a temperature); or any proposal with "
+            "l2, l2_plus, log_variance, or forward_kl with baseline=0."
+        )

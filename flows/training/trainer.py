@@ -16,6 +16,7 @@ from flows.training.loggers import Logger
 from flows.training.session import Session
 from flows.training.signals import stop_on_signal
 from flows.training.stage import Stage
+from flows.types import Weights
 
 
 class InterruptedRunError(TrainingError):
@@ -32,6 +33,8 @@ class Trainer:
         checkpoint_every: Steps between checkpoints.
         max_nonfinite: Largest share of points without a finite weight over the steps between
             two rows; more of them stop the run.
+        min_samples: Smallest effective number of samples in a batch, mean of the steps between
+            two rows, for a loss that weighs its points; fewer stop the run. 1 never does.
         progress_bar: Whether to show one.
 
     Raises:
@@ -46,6 +49,7 @@ class Trainer:
         log_every: int = 50,
         checkpoint_every: int = 1000,
         max_nonfinite: float = 0.5,
+        min_samples: float = 1.2,
         progress_bar: bool = True,
     ) -> None:
         for name, value in (("log_every", log_every), ("checkpoint_every", checkpoint_every)):
@@ -57,6 +61,9 @@ class Trainer:
             raise FlowInputError(f"Expected trainer.ema_decay in [0, 1), got {ema_decay}.")
         if not 0 < max_nonfinite <= 1:
             raise FlowInputError(f"Expected trainer.max_nonfinite in (0, 1], got {max_nonfinite}.")
+        if not min_samples >= 1:
+            raise FlowInputError(f"Expected trainer.min_samples >= 1, got {min_samples}.")
+        self.min_samples = min_samples
         self.clip_norm, self.ema_decay = clip_norm, ema_decay
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.max_nonfinite, self.progress_bar = max_nonfinite, progress_bar
@@ -83,7 +90,8 @@ class Trainer:
 
         Raises:
             FlowInputError: No stages; or a checkpoint of another flow.
-            TrainingError: Too many points have no finite weight.
+            TrainingError: Too many points have no finite weight, or one has all the weight; the
+                checkpoint was written.
             InterruptedRunError: The process was asked to stop; the checkpoint was written.
         """
         if not stages:
@@ -114,13 +122,16 @@ class Trainer:
         clock = time.monotonic()
         while session.progress < 1.0:
             starting = session.stage_steps == 0  # compiles: not the stage's time
-            session.step()
+            try:
+                session.step()
+            except TrainingError as error:
+                raise self._stopped(str(error), session, checkpoint) from error
             now = time.monotonic()
             session.add_time(now - clock, of_stage=not starting)
             clock = now
             bar.update()
             if session.total_steps % self.log_every == 0:
-                row = session.row()
+                row = self._row(session, checkpoint)
                 logger.log(row)
                 bar.set_postfix_str(
                     f"{row['stage']} {row['temperature']:.0f} K, loss {row['loss']:.3f}, "
@@ -138,9 +149,31 @@ class Trainer:
     def _check(self, row: dict[str, Any], session: Session, checkpoint: Path) -> None:
         lost = max(row["nonfinite_fraction"], row["skipped"] / self.log_every)
         if lost > self.max_nonfinite:
-            session.save(checkpoint)
-            raise TrainingError(
+            raise self._stopped(
                 f"Expected at most {self.max_nonfinite:.0%} of points and gradients without a "
-                f"finite value, got {lost:.0%} before step {session.total_steps}; the checkpoint "
-                f"is {checkpoint}. A lower learning rate or a hotter start may help."
+                f"finite value, got {lost:.0%}. A lower learning rate or a hotter start may help.",
+                session,
+                checkpoint,
             )
+        size = row["ess"] * session.stage.batch_size
+        if session.stage.loss.needs > Weights.NONE and size < self.min_samples:
+            raise self._stopped(
+                f"Expected an effective number of samples in a batch of at least "
+                f"{self.min_samples}, got {size:.2f}: the weights that {row['stage']} learns from "
+                "rest on one point. A hotter start or a longer stage before may help.",
+                session,
+                checkpoint,
+            )
+
+    def _row(self, session: Session, checkpoint: Path) -> dict[str, Any]:
+        try:
+            return session.row()
+        except TrainingError as error:
+            raise self._stopped(str(error), session, checkpoint) from error
+
+    def _stopped(self, why: str, session: Session, checkpoint: Path) -> TrainingError:
+        """Save, and return the error that says so."""
+        session.save(checkpoint)
+        return TrainingError(
+            f"{why} Stopped after step {session.total_steps}; the checkpoint is {checkpoint}."
+        )

@@ -1,11 +1,13 @@
 """Figures of the steps between two rows of the log."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from flows.types import Samples
 
-NAMES = ("loss", "grad_norm", "ess", "nonfinite_fraction", "skipped")
+NAMES = ("loss", "grad_norm", "ess", "log_z", "nonfinite_fraction", "skipped")
 
 
 class Window:
@@ -24,7 +26,8 @@ class Window:
         log_w = torch.where(finite, samples.log_w, -torch.inf)
         # (Σw)² / (N Σw²), as a tensor: the reporting functions wait for the device
         ess = torch.exp(2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)) / len(samples)
-        figures = (loss, norm, ess, (~finite).double().mean(), ~torch.isfinite(norm))
+        log_z = log_w.logsumexp(0) - math.log(len(samples))
+        figures = (loss, norm, ess, log_z, (~finite).double().mean(), ~torch.isfinite(norm))
         self.rows.append(torch.stack([f.detach().double() for f in figures]))
 
     def close(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ from runs import evaluate, train
 SMALL = [
     "system=aldp_vacuum", "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4",
     "trainer.compile=false", "trainer.log_every=5", "trainer.checkpoint_every=10",
-    "trainer.batch_size=64", "evaluation.n=500", "evaluation.chunk=200",
+    "trainer.batch_size=64", "trainer.min_samples=1", "evaluation.n=500", "evaluation.chunk=200",
     "evaluation.n_saved=300", "evaluation.n_frames=40",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +151,7 @@ def refused(
     [
         ("trainer.max_step=5", "Expected a key of trainer (batch_size, checkpoint_every"),
         ("flow.bins=5", "Expected a key of flow (_partial_, _target_, hidden, n_bins"),
-        ("loss=l3", "Available options in 'loss': forward_kl l2 l2_plus"),
+        ("loss=l3", "Available options in 'loss': alpha_divergence forward_kl"),
         ("system.temperature=0", "kelvin, got 0"),
         ("trainer.batch_size=0", "Expected batch_size >= 2 in stage 'train', got 0"),
         ("trainer.max_steps=0", "Expected steps >= 1 in stage 'train', got 0"),
