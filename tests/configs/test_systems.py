@@ -99,7 +99,9 @@ def test_density_is_the_literature_s_at_any_temperature_of_the_system() -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "dim"), [("tetra", 98), ("hexa", 148), ("elil", 180)])
+@pytest.mark.parametrize(
+    ("name", "dim"), [("tetra", 98), ("hexa", 148), ("elil", 178), ("proline", 58)]
+)
 def test_constraints_are_one_override_away(name: str, dim: int) -> None:
     built = build_system(
         config(f"system={name}", "system.molecule.constraints=HBonds"), device=torch.device("cpu")
