@@ -307,10 +307,11 @@ def test_gradient_on_a_spline_flow_against_finite_differences(
     loss: Loss, objective: Objective
 ) -> None:
     torch.set_default_dtype(torch.float64)
-    flow = spline_flow([True, False, False], n_couplings=2, hidden=(8,), seed=3)
+    sizes = {"n_couplings": 2, "hidden": (8,), "n_circle_couplings": 2, "circle_hidden": (8,)}
+    flow = spline_flow([True, False, False], **sizes, n_frequencies=2, seed=3)
     with torch.no_grad():
         for p in flow.parameters():
-            p.add_(0.2 * torch.randn_like(p))
+            p.add_(0.1 * torch.randn_like(p))
     zero = torch.zeros(200)
     if loss.reparametrised:
         x, log_q = flow.rsample_and_log_prob(200, generator=torch.Generator().manual_seed(7))

@@ -49,7 +49,9 @@ def modes() -> AnalyticTarget:
 def wide_flow(dim: int, *, bent: float = 0.0, circles: int = 0) -> Flow:
     torch.set_default_dtype(torch.float64)
     periodic = [True] * circles + [False] * (dim - circles)
-    flow = spline_flow(periodic, n_couplings=1, hidden=(8,), n_bins=5, base_scale=1.3, seed=4)
+    lines = {"n_couplings": 1, "hidden": (8,), "n_bins": 5, "base_scale": 1.3}
+    angles = {"n_circle_couplings": 1, "circle_hidden": (8,), "circle_bins": 5, "n_frequencies": 2}
+    flow = spline_flow(periodic, **lines, **angles, seed=4)
     with torch.no_grad():
         for p in flow.parameters():
             p.add_(bent * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))

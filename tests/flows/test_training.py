@@ -52,6 +52,10 @@ from flows.training.checkpoint import load_checkpoint, save_checkpoint
 from flows.training.loggers import JsonLines, Logger, Row, read_rows
 from flows.types import Samples
 
+LINES = {"n_couplings": 2, "hidden": (16,), "n_bins": 5}
+ANGLES = {"n_circle_couplings": 2, "circle_hidden": (16,), "circle_bins": 5, "n_frequencies": 2}
+SMALL = {**LINES, **ANGLES}
+
 
 class Ring(Target):
     """U = k (1 - cos φ) + RT₀ (y - sin φ)²/2: an angle and a coordinate that follows it."""
@@ -116,7 +120,7 @@ def fit(
     logger: Logger | None = None,
     **settings: object,
 ) -> Flow:
-    flow = spline_flow(Ring.periodic, n_couplings=2, hidden=(16,), n_bins=5, seed=1)
+    flow = spline_flow(Ring.periodic, **SMALL, seed=1)
     trainer = Trainer(progress_bar=False, **{"log_every": 10, "checkpoint_every": 7, **settings})
     return trainer.fit(
         flow,
@@ -186,7 +190,7 @@ def test_losses_learn_the_ring_to_the_last_percent(method: str, tmp_path: Path) 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_the_ring(method: str, tmp_path: Path) -> None:
     target = Ring()
-    start = evaluated(spline_flow(Ring.periodic, n_couplings=2, hidden=(16,), n_bins=5), target)
+    start = evaluated(spline_flow(Ring.periodic, **SMALL), target)
     flow = fit(tmp_path, [of(method, 80)], target=target, ema_decay=0.9)
     report = evaluated(flow, target)
     assert report["ess"] > start["ess"] + 0.15
@@ -354,13 +358,13 @@ def test_bad_input(tmp_path: Path) -> None:
 
 def test_checkpoint_of_another_flow_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, [stage(steps=5)])
-    flow = spline_flow([True, False, False], n_couplings=2, hidden=(16,))
+    flow = spline_flow([True, False, False], **SMALL)
     with pytest.raises(FlowInputError, match="flow in 3 dimensions, got one in 2"):
         Trainer(progress_bar=False).fit(
             flow, Ring(), [stage()], checkpoint=tmp_path / "last.pt", logger=Silent(),
             generator=torch.Generator(),
         )  # fmt: skip
-    other = spline_flow(Ring.periodic, n_couplings=3, hidden=(16,))
+    other = spline_flow(Ring.periodic, **{**SMALL, "n_couplings": 3})
     with pytest.raises(FlowInputError, match="with other layers"):
         Trainer(progress_bar=False).fit(
             other, Ring(), [stage()], checkpoint=tmp_path / "last.pt", logger=Silent(),

@@ -150,7 +150,10 @@ def refused(
     ("override", "sentence"),
     [
         ("trainer.max_step=5", "Expected a key of trainer (batch_size, checkpoint_every"),
-        ("flow.bins=5", "Expected a key of flow (_partial_, _target_, hidden, n_bins"),
+        (
+            "flow.bins=5",
+            "Expected a key of flow (_partial_, _target_, circle_bins, circle_hidden, hidden",
+        ),
         ("loss=l3", "Available options in 'loss': alpha_divergence forward_kl"),
         ("system.temperature=0", "kelvin, got 0"),
         ("trainer.batch_size=0", "Expected batch_size >= 2 in stage 'train', got 0"),

@@ -31,7 +31,7 @@ def test_mode(
     monkeypatch.setattr(compiling, "can_compile", lambda: possible)
     flow, target = spline_flow([True, False], n_couplings=2), Target()
     compile_all(flow, target, mode)
-    assert is_compiled(flow) == [expected, expected]
+    assert set(is_compiled(flow)) == {expected}
     assert target.compiled is expected
 
 
