@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flows.bases import NormalUniform
-from flows.conditioners import Conditioner, PeriodicFeatures
+from flows.conditioners import Conditioner, Constant, PeriodicFeatures
 from flows.errors import FlowInputError
 from flows.flow import Flow
 from flows.transforms import PeriodicShift, SplineCoupling
@@ -37,7 +37,9 @@ def spline_flow(
     lines y see all angles and the other half of the lines. The few slow angles of a molecule are
     thus modelled as sharply as their own, cheap, layers allow, whatever the many stiff
     coordinates do. Either kind of coupling comes in pairs (see `halves`), each pair of the angles
-    after a random rotation. At initialisation the flow's density is its base.
+    after a random rotation. Between the two kinds each angle has a spline that depends on nothing:
+    its few numbers set the populations of basins, which networks follow late, as a basin's pull on
+    them is its mass. At initialisation the flow's density is its base.
 
     Args:
         periodic: bool [D], the coordinates that are angles in [-π, π); the others are real, with
@@ -82,6 +84,8 @@ def spline_flow(
         torch.manual_seed(seed)
         for half in halves(~periodic, n_couplings):
             layers.append(coupling(half, torch.ones_like(periodic), hidden, n_bins))
+        if bool(periodic.any()):
+            layers.append(SplineCoupling(periodic, periodic, Constant, n_bins=circle_bins))
         for i, half in enumerate(halves(periodic, n_circle_couplings)):
             if i % 2 == 0:
                 turn = math.pi * (2 * torch.rand(len(periodic)) - 1)

@@ -91,3 +91,22 @@ class Conditioner(nn.Module):
             new = nn.functional.silu(torch.addmm(bias[:, None], weight, h))
             h = h + new if self.residual and new.shape == h.shape else new
         return torch.addmm(self.bias[:, None], self.weight, h)
+
+
+class Constant(nn.Module):
+    """Parameters that depend on nothing, zero at initialisation: what they act on is alone.
+
+    Args:
+        n_outputs: Rows of the output.
+        gain: Factor on the trained numbers. Optimizers move each by about the learning rate a
+            step, and a population has to follow a target that cools by orders of magnitude.
+    """
+
+    def __init__(self, n_outputs: int, *, gain: float = 10.0) -> None:
+        super().__init__()
+        self.gain = gain
+        self.bias = nn.Parameter(torch.zeros(n_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same parameters [n_outputs, n] for all points x [D, n]."""
+        return (self.gain * self.bias)[:, None].expand(-1, x.shape[1])
