@@ -30,8 +30,10 @@ def random_flow(periodic: list[bool], scale: float = 0.15, **options: object) ->
     small = {"n_couplings": 4, "hidden": (16, 16), "n_circle_couplings": 4, "n_frequencies": 2}
     flow = spline_flow(periodic, **{**small, "circle_hidden": (16, 16), **options})
     with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=rng(1)))
+        for module in flow.modules():
+            for parameter in module.parameters(recurse=False):
+                noise = torch.randn(parameter.shape, generator=rng(1))
+                parameter.add_(scale / getattr(module, "gain", 1.0) * noise)
     return flow
 
 
