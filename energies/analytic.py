@@ -70,6 +70,10 @@ class AnalyticEnergy(Energy):
     def sample(self, n: int, temperature: float, *, generator: torch.Generator) -> Tensor:
         """Draw n independent y at T in kelvin, float64 [n, N, n_dims]."""
 
+    def basins(self, y: Tensor) -> Tensor:
+        """Return which of K basins y is in, bool [..., K]; a density without barriers has none."""
+        return torch.ones((*y.shape[:-2], 0), dtype=torch.bool, device=y.device)
+
     def _potential(self, xyz: Tensor) -> Tensor:
         y = xyz.to(torch.float64)
         sound = (y.abs() < _LARGEST).all(-1).all(-1)  # False for NaN too
@@ -231,6 +235,11 @@ class GaussianMixture(AnalyticEnergy):
         y = self.means.double()[modes.to(self.means.device)] + noise.to(self.means.device)
         return y[:, None, :]
 
+    def basins(self, y: Tensor) -> Tensor:
+        """Return which mean is nearest, one of K."""
+        nearest = (y - self.means.to(y)).square().sum(-1).argmin(-1)
+        return nearest[..., None] == torch.arange(len(self.means), device=y.device)
+
     def _check(self, temperature: float) -> None:
         if not math.isclose(temperature, self.temperature, rel_tol=1e-9):
             raise EnergyInputError(
@@ -316,6 +325,11 @@ class ManyWell(AnalyticEnergy):
             [d[left] + inside * (d[right] - d[left]), v / math.sqrt(self._sharpness(temperature))],
             dim=-1,
         )
+
+    def basins(self, y: Tensor) -> Tensor:
+        """Return on which side of each well y is, left sides first, K = 2N."""
+        left = y[..., 0] < 0
+        return torch.cat([left, ~left], dim=-1)
 
     def _quartic(self, d: Tensor) -> Tensor:
         return d * (self.a + d * (self.b + self.c * d.square()))

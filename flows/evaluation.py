@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from energies.base import Target
 from flows.errors import FlowInputError
@@ -13,6 +14,7 @@ from flows.metrics.weights import (
     elbo,
     ess,
     log_z,
+    mean,
     pareto_k,
     pareto_k_threshold,
     reverse_kl,
@@ -49,11 +51,47 @@ def draw_weighted(
     left = n
     while left > 0:
         x, log_q = flow.sample_and_log_prob(chunk, generator=generator)
-        e = target.evaluate(x)
-        log_p, log_q = target.log_prob(e, temperature), log_q.to(torch.float64)
-        log_w = torch.where(torch.isfinite(log_p - log_q), log_p - log_q, -torch.inf)
-        yield Samples(x, log_q, log_p, log_w, e.potential, e.log_jac)[:left]
+        yield _weighted(target, temperature, x, log_q)[:left]
         left -= chunk
+
+
+def _weighted(target: Target, temperature: float, x: Tensor, log_q: Tensor) -> Samples:
+    e = target.evaluate(x)
+    log_p, log_q = target.log_prob(e, temperature), log_q.to(torch.float64)
+    log_w = torch.where(torch.isfinite(log_p - log_q), log_p - log_q, -torch.inf)
+    return Samples(x, log_q, log_p, log_w, e.potential, e.log_jac)
+
+
+@torch.no_grad()
+def forward_report(
+    flow: Flow, target: Target, temperature: float, x: Tensor, *, log_z: float, chunk: int
+) -> dict[str, float]:
+    r"""Return what independent points of the target say about the flow.
+
+    .. math:: \mathrm{EUBO} = E_p[\log \tilde p - \log q], \quad
+              \mathrm{KL}(p \,\|\, q) = \mathrm{EUBO} - \log Z
+
+    Args:
+        flow: A trained flow.
+        target: The density over x.
+        temperature: T in kelvin.
+        x: Points of the target, [n, D].
+        log_z: Its log Z.
+        chunk: Rows at a time.
+    """
+    # The last chunk is filled up, for its static shape, and cut.
+    rows = torch.arange(-(-len(x) // chunk) * chunk, device=x.device) % len(x)
+    parts = [
+        _weighted(target, temperature, part, flow.log_prob(part)).log_w
+        for part in x[rows].split(chunk)
+    ]
+    bound = mean(torch.cat(parts)[: len(x)])
+    return {
+        "eubo": bound.value,
+        "eubo_se": bound.se,
+        "forward_kl": bound.value - log_z,
+        "forward_kl_se": bound.se,
+    }
 
 
 def weight_report(samples: Samples) -> dict[str, Any]:

@@ -12,12 +12,17 @@ from energies.analytic import AnalyticEnergy
 from energies.base import Energy, R
 from energies.errors import EnergyInputError
 from energies.target import AnalyticTarget
+from flows.evaluation import forward_report
+from flows.flow import Flow
 from flows.metrics.weights import weighted_mean
 from runs.plane_figure import plane_density
 from runs.systems.base import Observable, System
 
 N_REFERENCE = 100_000
-"""Exact samples that are drawn for a picture."""
+"""Exact samples that are drawn to compare with."""
+
+FOUND = 0.1
+"""Share of a basin's population from which on it counts as found."""
 
 PERIOD = 0.1
 """Time in which dynamics crosses the spread of a density, ps: as slow as a molecule's torsion."""
@@ -87,6 +92,7 @@ class AnalyticSystem(System):
         equal = torch.zeros_like(log_w)
         return {
             "log_z_exact": self.density.log_z(self.temperature),
+            "basins": self._basins(torch.stack([*observed.values()], dim=-1)),
             "means": {
                 name: {
                     "raw": weighted_mean(y, equal)._asdict(),
@@ -97,19 +103,49 @@ class AnalyticSystem(System):
             },
         }
 
+    def _basins(self, y: Tensor) -> dict[str, float]:
+        """Count the basins where samples y, [n, D], are at least a tenth as often as exact ones.
+
+        `worst` is the smallest ratio of the two; 1 of a density without basins.
+        """
+        shape = (self.density.n_atoms, self.density.n_dims)
+        raw, exact = (
+            self.density.basins(points.unflatten(-1, shape)).double().mean(0).cpu()
+            for points in (y, self._exact().flatten(1))
+        )
+        ratio = raw / exact
+        return {
+            "found": int((ratio >= FOUND).sum()),
+            "of": len(ratio),
+            "worst": float(ratio.min()) if len(ratio) else 1.0,
+        }
+
+    def _exact(self) -> Tensor:
+        """Return the same independent points of the density at every call, [n, N, n_dims]."""
+        generator = torch.Generator().manual_seed(0)
+        return self.density.sample(N_REFERENCE, self.temperature, generator=generator)
+
+    def held_out(self, flow: Flow, *, chunk: int) -> dict[str, Any]:
+        """Return EUBO and forward KL on exact points."""
+        x = self.target.from_xyz(self._exact().to(self.target.periodic.device))
+        log_z = self.density.log_z(self.temperature)
+        return forward_report(flow, self.target, self.temperature, x, log_z=log_z, chunk=chunk)
+
     def summary(self, report: dict[str, Any]) -> list[str]:
-        """Say the exact log Z and how far the estimate is from it."""
-        error = report["log_z"] - report["log_z_exact"]
-        return [f"exact log Z {report['log_z_exact']:.4f}: the estimate is off by {error:.4f}"]
+        """Say the exact log Z and how far the estimate is from it; basins and forward KL."""
+        error, basins = report["log_z"] - report["log_z_exact"], report["basins"]
+        return [
+            f"exact log Z {report['log_z_exact']:.4f}: the estimate is off by {error:.4f}",
+            f"forward KL {report['forward_kl']:.4f} ± {report['forward_kl_se']:.4f} nats; "
+            f"{basins['found']} of {basins['of']} basins found",
+        ]
 
     def figures(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Figure]:
         """Draw the density in the plane: raw, reweighted, exact."""
-        generator = torch.Generator().manual_seed(0)
-        exact = self.density.sample(N_REFERENCE, self.temperature, generator=generator)
         columns = list(self.plane)
         names = [f"{self.kind}_{k}" for k in columns]
         points = torch.stack([observed[str(k)] for k in columns], dim=-1)
-        reference = exact.flatten(1)[:, columns].cpu()
+        reference = self._exact().flatten(1)[:, columns].cpu()
         return {
             "density": plane_density(
                 points, log_w, reference=reference, names=(names[0], names[1])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from energies.errors import EnergyInputError
 from energies.target import EnergyTarget
+from flows.flow import Flow
 
 
 class Observable(NamedTuple):
@@ -71,6 +72,15 @@ class System(ABC):
             observed: Columns of `observe` by name, each [n].
             log_w: Log weights, [n].
         """
+
+    def held_out(self, flow: Flow, *, chunk: int) -> dict[str, Any]:
+        """Return what points of the density itself, where there are some, say about a flow.
+
+        Args:
+            flow: A trained flow.
+            chunk: Rows at a time.
+        """
+        return {}
 
     @abstractmethod
     def summary(self, report: dict[str, Any]) -> list[str]:

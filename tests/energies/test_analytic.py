@@ -186,3 +186,22 @@ def test_every_density_is_an_energy() -> None:
         y = energy.sample(10, 300.0, generator=torch.Generator().manual_seed(0))
         reduced = energy.reduced(y)
         torch.testing.assert_close(energy.potential(y), R * 300.0 * reduced)
+
+
+def test_exact_samples_fall_into_basins_as_often_as_they_should() -> None:
+    n = 40_000
+    generator = torch.Generator().manual_seed(3)
+    mixture, well = GaussianMixture(), ManyWell(n_wells=3)
+    in_modes = mixture.basins(mixture.sample(n, 300.0, generator=generator))
+    # Nearest means are those drawn from but for modes that overlap: two pairs lie within 5 s.
+    assert in_modes.shape == (n, 40)
+    assert (in_modes.sum(-1) == 1).all()
+    assert (in_modes.double().mean(0) - 1 / 40).abs().max() < 0.006
+    sides = well.basins(well.sample(n, 300.0, generator=generator)).double().mean(0)
+    d = torch.linspace(-4, 4, 8001, dtype=torch.float64)
+    log_p = -well.reduced(torch.stack([d, torch.zeros_like(d)], -1)[:, None, :])
+    left = float(torch.softmax(log_p, 0)[d < 0].sum())
+    error = math.sqrt(left * (1 - left) / n)
+    assert (sides[:3] - left).abs().max() < 6 * error
+    torch.testing.assert_close(sides[:3] + sides[3:], torch.ones(3, dtype=torch.float64))
+    assert Gaussian([0.0], [[1.0]]).basins(torch.zeros(5, 1, 1)).shape == (5, 0)

@@ -61,7 +61,7 @@ def test_compiled_equals_eager() -> None:
         for a, b in zip(values, got[name], strict=True):
             scale = float(a.detach().abs().max())
             torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-10 * scale, msg=name)
-    # Angles, those alone, and lines; both directions, with and without gradient: all couplings share these.
+    # Angles, those alone, and lines; both directions, with and without gradient.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 12
     assert not torch._dynamo.utils.counters["graph_break"]
     # A compiled flow can be copied, and the copy has its own parameters.

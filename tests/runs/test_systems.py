@@ -12,6 +12,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from matplotlib.figure import Figure
 
+from energies.analytic import GaussianMixture
 from energies.base import R
 from flows.errors import FlowInputError
 from runs import evaluate, train
@@ -63,6 +64,22 @@ def test_density_reports_exact_values_beside_its_own(mixture: Path) -> None:
     log_w = -data["potential"] / (R * 300) + data["log_jac"] - data["log_q"]
     assert log_w == pytest.approx(data["log_w"], rel=1e-9)
     assert data["log_jac"] == pytest.approx(2 * np.log(23.0))
+
+
+def test_density_is_held_against_exact_points(mixture: Path) -> None:
+    metrics = json.loads((mixture / "metrics.json").read_text())
+    # What forward and reverse KL share is log Z, exact here: E_p - E_q of the log weights.
+    assert metrics["forward_kl"] == metrics["eubo"]
+    assert metrics["eubo"] > metrics["elbo"]
+    assert metrics["forward_kl"] > 5 * metrics["forward_kl_se"] > 0
+    basins = metrics["basins"]
+    assert basins["of"] == 40
+    y = np.stack([np.load(mixture / "samples.npz")[f"y_{k}"] for k in range(2)], axis=1)
+    means = GaussianMixture().means.numpy()
+    nearest = ((y[:, None] - means) ** 2).sum(-1).argmin(1)
+    share = np.bincount(nearest, minlength=40) / len(y)  # of 300 out of 500 samples
+    assert abs(basins["found"] - (share > 0.1 / 40).sum()) <= 4
+    assert 0 <= basins["worst"] < 0.5
 
 
 def test_density_is_evaluated_again(mixture: Path) -> None:
