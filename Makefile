@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test clean help
+.PHONY: train test bench clean help
 .DEFAULT_GOAL := help
 
 $(READY): pyproject.toml constraints.txt
@@ -24,6 +24,9 @@ test: $(READY)  ## run linters, types, import contracts and all tests but the sl
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not bench' $(ARGS)
+
+bench: $(READY)  ## measure energies and forces a second against OpenMM (10 minutes; nothing beside it)
+	$(BIN)/python -m pytest -m bench tests/bench $(ARGS)
 
 clean:  ## remove the environment, not the runs
 	rm -rf $(VENV) *.egg-info

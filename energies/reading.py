@@ -22,8 +22,6 @@ FileT = TypeVar("FileT")
 CONSTRAINTS = {None: None, "HBonds": app.HBonds, "AllBonds": app.AllBonds}
 """What a user may write, and what OpenMM calls it."""
 
-_TERM_COUNTS = ("getNumBonds", "getNumAngles", "getNumTorsions")
-
 
 def labels_of(topology: app.Topology) -> list[str]:
     """Return residue name, 1-based residue index and atom name of each atom: "ALA2-CA"."""
@@ -97,18 +95,8 @@ def create_system(
         raise MoleculeError(
             f"Expected {what} to fit the force field, got: {reason(error)}."
         ) from error
-    _drop_empty_forces(system)
     check_parameters(system, bonds_of(topology), labels_of(topology), what=what)
     return system
-
-
-def _drop_empty_forces(system: openmm.System) -> None:
-    """Remove the forces that a force field file defines and this molecule has no terms of."""
-    for k in reversed(range(system.getNumForces())):
-        force = system.getForce(k)
-        counts = [getattr(force, name)() for name in _TERM_COUNTS if hasattr(force, name)]
-        if counts and not any(counts):
-            system.removeForce(k)
 
 
 def read(reader: Callable[[str], FileT], path: str | Path, argument: str) -> FileT:

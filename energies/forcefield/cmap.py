@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from energies.errors import UnsupportedForceError
 from energies.forcefield.geometry import Displacements, Frames, Term, dihedral
-from energies.forcefield.reader import plain, reject_periodic
+from energies.forcefield.reader import plain, reject_periodic, unsupported
 from energies.forcefield.tabulated import Spline
 
 
@@ -22,16 +21,12 @@ class CMAP(Term):
         maps = [force.getMapParameters(m) for m in range(force.getNumMaps())]
         sizes = sorted({size for size, _ in maps})
         if len(sizes) > 1:
-            raise UnsupportedForceError(
-                f"Expected CMAP maps of one size, got {sizes}. "
-                f"Use the OpenMM energy instead (energy=openmm)."
-            )
-        # φ runs fastest in OpenMM's maps; here it is the first axis. Both start at 0.
-        energies = np.array(
-            [np.array([plain(e) for e in m]).reshape(size, size).T for size, m in maps]
-        )
+            raise unsupported(force, f"its maps have different sizes, {sizes}")
+        size = sizes[0] if sizes else 1  # CHARMM adds the force to molecules without a peptide.
+        energies = np.array([[plain(e) for e in m] for _, m in maps]).reshape(-1, size, size)
         turn = (0.0, 2 * math.pi)
-        self.spline = Spline(energies, [turn, turn], periodic=True)
+        # φ runs fastest in OpenMM's maps; here it is the first axis. Both start at 0.
+        self.spline = Spline(energies.transpose(0, 2, 1), [turn, turn], periodic=True)
         rows = [force.getTorsionParameters(t) for t in range(force.getNumTorsions())]
         atoms = [[row[c] for row in rows] for c in range(1, 9)]
         self.steps = torch.nn.ModuleList(
@@ -44,8 +39,6 @@ class CMAP(Term):
 
     def forward(self, frames: Frames) -> Tensor:
         """Return the energy, kJ/mol, [B]."""
-        if not len(self.which):  # CHARMM adds the force to peptides too short for one.
-            return torch.zeros_like(frames.xyz[0][0])
         u = [step(frames.xyz) for step in self.steps]
         phi, psi = dihedral(u[0], u[1], u[2]), dihedral(u[3], u[4], u[5])
         energy: Tensor = self.spline(self.which, phi, psi)

@@ -14,8 +14,10 @@ call is a plain loop which `torch.compile` unrolls into its graph.
 """
 
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,15 +74,12 @@ def _select(condition: Value, yes: Value, no: Value) -> Value:
     return yes if condition != 0 else no
 
 
-def _extremum(pick: Function, cap: bool, on_float: Callable[[float, float], float]) -> Function:
+def _extremum(wins: Callable[[Value, Value], Any]) -> Function:
     def extremum(x: Value, y: Value) -> Value:
-        if isinstance(x, Tensor) and isinstance(y, Tensor):
-            return pick(x, y)
-        if isinstance(x, Tensor):
-            return x.clamp(max=y) if cap else x.clamp(min=y)
-        if isinstance(y, Tensor):
-            return y.clamp(max=x) if cap else y.clamp(min=x)
-        return on_float(x, y)
+        if isinstance(x, Tensor) or isinstance(y, Tensor):
+            # NaN where either is; between equals the slope is that of x, as OpenMM has it.
+            return torch.where(wins(x, y) | (x != x), x, y)
+        return x if wins(x, y) else y
 
     return extremum
 
@@ -124,8 +123,8 @@ _UNARY: dict[str, Function] = {
 _FUNCTIONS: dict[str, tuple[int, Function]] = {
     **{name: (1, function) for name, function in _UNARY.items()},
     "atan2": (2, _atan2),
-    "min": (2, _extremum(torch.minimum, True, min)),
-    "max": (2, _extremum(torch.maximum, False, max)),
+    "min": (2, _extremum(operator.le)),
+    "max": (2, _extremum(operator.ge)),
     "select": (3, _select),
 }
 
@@ -133,8 +132,8 @@ _OPERATORS: dict[str, Function] = {
     "+": lambda x, y: x + y,
     "-": lambda x, y: x - y,
     "*": lambda x, y: x * y,
-    "/": lambda x, y: x / y,
     "^": _power,
+    "reciprocal": lambda x: 1.0 / x,
     "negate": lambda x: -x,
 }
 
@@ -301,6 +300,15 @@ class Expression:
         definitions: dict[str, Node],
         inside: tuple[str, ...],
     ) -> tuple[Function | None, tuple[int, ...], str | float]:
+        if kind == "/":
+            # All quotients by one thing share one division: a Born radius integral has seven of
+            # them and needs three. The inverse of a power is taken first: 1/r^12 and its
+            # derivative then stay within the range of float32 for as long as they can.
+            below, power = content[1], content[1][1]
+            inverse: Node = ("reciprocal", (below,))
+            if below[0] == "^" and isinstance(power, tuple):
+                inverse = ("^", (("reciprocal", power[:1]), power[1]))
+            return self._call("*", (content[0], inverse), definitions, inside)
         if not kind.endswith("()"):
             slots = tuple(self._emit(child, definitions, inside) for child in content)
             return (_OPERATORS[kind], slots, "")

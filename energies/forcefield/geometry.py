@@ -78,29 +78,30 @@ class Displacements(nn.Module):
         return self.map(xyz[0]), self.map(xyz[1]), self.map(xyz[2])
 
 
-def pair_indices(n_atoms: int) -> list[tuple[int, int]]:
-    """Return all pairs i < j in the order that every pair term uses."""
-    return [(i, j) for i in range(n_atoms) for j in range(i + 1, n_atoms)]
-
-
 class Frames:
     """A batch of conformations on its way through the terms, with what they share.
 
     Attributes:
         xyz: Positions, three tensors [N, B], nm.
-        r: All pair distances i < j, [N(N-1)/2, B], nm, or None if no term asked for them.
+        r: Distances of all pairs, [S, N, B], nm, or None if no term asked for them; see `pairs`.
     """
 
     def __init__(self, xyz: Vector, r: Tensor | None) -> None:
         self.xyz = xyz
         self.r = r
 
+    @property
+    def pairs(self) -> Tensor:
+        """`r`, for a term that needs it."""
+        assert self.r is not None
+        return self.r
+
 
 class Term(nn.Module):
     """One force: its energy for a batch of conformations.
 
     Attributes:
-        needs_pairs: Whether `Frames.r` must be there.
+        needs_pairs: Whether it uses `Frames.pairs`.
     """
 
     needs_pairs = False

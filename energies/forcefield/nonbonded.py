@@ -3,9 +3,11 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from energies.forcefield.geometry import Frames, Term, pair_indices
+from energies.forcefield.geometry import Frames, Term
+from energies.forcefield.pairs import pair_indices, pair_weights
 from energies.forcefield.reader import global_parameters, plain, reject_cutoff
 
 ELEMENTARY_CHARGE = 1.602176634e-19  # C
@@ -31,27 +33,26 @@ class Nonbonded(Term):
         super().__init__()
         reject_cutoff(force)
         particles, exceptions = _with_offsets(force)
-        c12, c6, qq = [], [], []
-        for i, j in pair_indices(n_atoms):
-            if (i, j) in exceptions:
-                charge, sigma, epsilon = exceptions[i, j]
-            else:
-                charge = particles[i][0] * particles[j][0]
-                sigma = 0.5 * (particles[i][1] + particles[j][1])
-                epsilon = math.sqrt(particles[i][2] * particles[j][2])
-            c6.append(4 * epsilon * sigma**6)
-            c12.append(4 * epsilon * sigma**12)
-            qq.append(COULOMB * charge)
-        self.parameter_column("c12", c12)
-        self.parameter_column("c6", c6)
-        self.parameter_column("qq", qq)
+        charge, sigma, epsilon = torch.tensor(particles, dtype=torch.float64).reshape(-1, 3).T
+        matrices = torch.stack([
+            torch.outer(charge, charge),
+            0.5 * (sigma[:, None] + sigma),
+            torch.outer(epsilon, epsilon).sqrt(),
+        ])  # fmt: skip
+        for (i, j), values in exceptions.items():
+            matrices[:, i, j] = matrices[:, j, i] = torch.tensor(values, dtype=torch.float64)
+        first, second = pair_indices(n_atoms)
+        charges, sigma, epsilon = matrices[:, first, second, None]
+        weights = pair_weights(n_atoms)[:, :, None]
+        self.register_buffer("c12", weights * 4 * epsilon * sigma**12)
+        self.register_buffer("c6", weights * 4 * epsilon * sigma**6)
+        self.register_buffer("qq", weights * COULOMB * charges)
 
     def forward(self, frames: Frames) -> Tensor:
         """Return the energy, kJ/mol, [B]."""
-        assert frames.r is not None
-        inverse = 1.0 / frames.r
+        inverse = 1.0 / frames.pairs
         sixth = (inverse * inverse * inverse).square()
-        return ((self.c12 * sixth - self.c6) * sixth + self.qq * inverse).sum(0)
+        return ((self.c12 * sixth - self.c6) * sixth + self.qq * inverse).sum((0, 1))
 
 
 def _with_offsets(

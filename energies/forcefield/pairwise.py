@@ -7,22 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from energies.forcefield.expression import Expression, Value
-from energies.forcefield.geometry import Frames, Term, pair_indices
+from energies.forcefield.geometry import Frames, Term
 from energies.forcefield.nonbonded import COULOMB
-from energies.forcefield.reader import (
-    global_parameters,
-    plain,
-    reject_cutoff,
-    unsupported,
-)
-from energies.forcefield.sparse import SparseMap, take
+from energies.forcefield.pairs import collect, pair_indices, pair_weights, spread
+from energies.forcefield.reader import global_parameters, plain, reject_cutoff
 from energies.forcefield.tabulated import read_tabulated
 
 SINGLE, PAIR, PAIR_NO_EXCLUSIONS = 0, 1, 2  # CustomGBForce.ComputationType
 
 
 class _Columns(nn.Module):
-    """Per-particle parameters as buffers of shape [N, 1] (or [P, 1] picked for pairs)."""
+    """Parameters by name as buffers: [N, 1] for particles, [S, N, 1] for pairs."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -45,10 +40,10 @@ def _particle_columns(force: Any, n_atoms: int) -> dict[str, Tensor]:
     }
 
 
-def _pick(columns: Mapping[str, Tensor], first: list[int], second: list[int]) -> _Columns:
-    """Return the columns of both ends of each pair, under names ending in 1 and 2."""
-    picked = {f"{name}1": column[first] for name, column in columns.items()}
-    return _Columns(picked | {f"{name}2": column[second] for name, column in columns.items()})
+def _pick(columns: Mapping[str, Tensor], one: Tensor, two: Tensor) -> _Columns:
+    """Return the parameters of particles 1 and 2 of each pair, under names ending in 1 and 2."""
+    picked = {f"{name}1": column[one] for name, column in columns.items()}
+    return _Columns(picked | {f"{name}2": column[two] for name, column in columns.items()})
 
 
 def _functions(force: Any) -> tuple[dict[str, tuple[int, Any]], nn.ModuleDict]:
@@ -56,9 +51,43 @@ def _functions(force: Any) -> tuple[dict[str, tuple[int, Any]], nn.ModuleDict]:
     return dict(tables), nn.ModuleDict({f"table_{name}": t for name, (_, t) in tables.items()})
 
 
-def _exclusions(force: Any) -> set[tuple[int, int]]:
-    pairs = (force.getExclusionParticles(k) for k in range(force.getNumExclusions()))
-    return {(min(i, j), max(i, j)) for i, j in pairs}
+def _allowed(force: Any, n_atoms: int) -> Tensor:
+    """Return which pairs a force does not exclude, bool [N, N]."""
+    allowed = torch.ones(n_atoms, n_atoms, dtype=torch.bool)
+    for k in range(force.getNumExclusions()):
+        i, j = force.getExclusionParticles(k)
+        allowed[i, j] = allowed[j, i] = False
+    return allowed
+
+
+class _PairSum(nn.Module):
+    """Σ over pairs of a weight times an expression in r and the parameters of both particles.
+
+    Args:
+        expression: In r and names ending in 1 and 2.
+        columns: Parameters of each particle, [N, 1].
+        pairs: Particles 1 and 2 of each pair, [S, N].
+        weights: How much each pair counts, [S, N].
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        expression: Expression,
+        columns: Mapping[str, Tensor],
+        pairs: tuple[Tensor, Tensor],
+        weights: Tensor,
+    ) -> None:
+        super().__init__()
+        self.expression = expression
+        self.columns = _pick(columns, *pairs)
+        self.register_buffer("weights", weights[:, :, None])
+
+    def forward(self, r: Tensor, constants: Mapping[str, Value]) -> Tensor:
+        """Return the sum, [B]."""
+        value = self.expression({**constants, **self.columns(), "r": r})
+        return _weighted(value, self.weights, r).sum((0, 1))
 
 
 class CustomNonbonded(Term):
@@ -70,24 +99,50 @@ class CustomNonbonded(Term):
         super().__init__()
         reject_cutoff(force)
         functions, self.tables = _functions(force)
-        self.expression = Expression(force.getEnergyFunction(), functions=functions)
+        expression = Expression(force.getEnergyFunction(), functions=functions)
         self.globals = global_parameters(force)
         columns = _particle_columns(force, n_atoms)
         for k in range(force.getNumComputedValues()):
             name, text = force.getComputedValueParameters(k)
             value = Expression(text, functions=functions)({**self.globals, **columns})
             columns[name] = torch.as_tensor(value, dtype=torch.float64).expand(n_atoms, 1).clone()
-        pairs = _interacting(force, n_atoms)
-        rank = {pair: p for p, pair in enumerate(pair_indices(n_atoms))}
-        self.columns = _pick(columns, [i for i, _ in pairs], [j for _, j in pairs])
-        self.pick = take([rank[min(p), max(p)] for p in pairs], len(rank))
+        i, j = pair_indices(n_atoms)
+        count, low, high = _count(force, n_atoms), torch.minimum(i, j), torch.maximum(i, j)
+        # An interaction group may make the particle with the higher index the first one.
+        self.sums = nn.ModuleList(
+            _PairSum(expression, columns, pairs, pair_weights(n_atoms) * count[pairs])
+            for pairs in ((low, high), (high, low))
+            if bool(count[pairs].any())
+        )
 
     def forward(self, frames: Frames) -> Tensor:
         """Return the energy, kJ/mol, [B]."""
-        assert frames.r is not None
-        r = self.pick(frames.r)
-        value = self.expression({**self.globals, **self.columns(), "r": r})
-        return _full(value, r).sum(0)
+        total = torch.zeros_like(frames.xyz[0][0])
+        for pair_sum in self.sums:
+            total = total + pair_sum(frames.pairs, self.globals)
+        return total
+
+
+def _count(force: Any, n_atoms: int) -> Tensor:
+    """Return how often a CustomNonbondedForce counts each ordered pair (1, 2), [N, N]."""
+    allowed = _allowed(force, n_atoms)
+    if not force.getNumInteractionGroups():
+        return allowed.triu(1).to(torch.float64)
+    count = torch.zeros(n_atoms, n_atoms, dtype=torch.float64)
+    for k in range(force.getNumInteractionGroups()):
+        first, second = torch.zeros(2, n_atoms, dtype=torch.bool)
+        groups = force.getInteractionGroupParameters(k)
+        for members, indices in zip((first, second), groups, strict=True):
+            members[list(indices)] = True
+        met = first[:, None] & second
+        # A pair inside both sets is met from both sides; it counts once a group.
+        count += met & ~(met & met.T).tril() & allowed
+    return count
+
+
+def _weighted(value: Value, weights: Tensor, r: Tensor) -> Tensor:
+    """Return the value of each pair times its weight, 0 where that is 0, [S, N, B]."""
+    return torch.where(weights > 0, _full(value, r) * weights, 0.0)
 
 
 def _full(value: Value, like: Tensor) -> Tensor:
@@ -95,42 +150,33 @@ def _full(value: Value, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
 
 
-def _interacting(force: Any, n_atoms: int) -> list[tuple[int, int]]:
-    """Return the ordered pairs (particle 1, particle 2) that a CustomNonbondedForce sums over."""
-    excluded = _exclusions(force)
-    if not force.getNumInteractionGroups():
-        return [pair for pair in pair_indices(n_atoms) if pair not in excluded]
-    pairs = []
-    for k in range(force.getNumInteractionGroups()):
-        first, second = map(set, force.getInteractionGroupParameters(k))
-        for i in sorted(first):
-            for j in sorted(second):
-                # A pair inside both sets would be met from both sides; it counts once a group.
-                twice = i > j and i in second and j in first
-                if i != j and not twice and (min(i, j), max(i, j)) not in excluded:
-                    pairs.append((i, j))
-    return pairs
-
-
 class CustomGB(Term):
     """Values computed particle by particle (Born radii), then energies that depend on them.
 
     Each value is one expression, of a single particle's own numbers or summed over its partners;
     later ones see earlier ones. Energy terms follow the same two shapes.
+
+    Args:
+        allowed: Which pairs are not excluded, bool [N, N].
+        columns: Parameters of each particle by name, [N, 1].
+        values: Name, expression and computation type of each value.
+        energies: Expression and computation type of each energy term.
+        constants: Global parameters.
+        functions: Tabulated functions, for the expressions and as modules.
     """
 
     needs_pairs = True
-    kept: Tensor
+    all_pairs: Tensor
+    allowed_pairs: Tensor
 
     def __init__(
         self,
-        n_atoms: int,
+        allowed: Tensor,
         *,
         columns: Mapping[str, Tensor],
         values: list[tuple[str, str, int]],
         energies: list[tuple[str, int]],
         constants: Mapping[str, float],
-        exclusions: set[tuple[int, int]],
         functions: tuple[dict[str, tuple[int, Any]], nn.ModuleDict],
     ) -> None:
         super().__init__()
@@ -138,41 +184,38 @@ class CustomGB(Term):
         known, self.tables = functions
         self.values = [(n, Expression(t, functions=known), kind) for n, t, kind in values]
         self.energies = [(Expression(t, functions=known), kind) for t, kind in energies]
-        pairs = pair_indices(n_atoms)
-        self.n_pairs = len(pairs)
-        first, second = [i for i, _ in pairs], [j for _, j in pairs]
+        first, second = pair_indices(len(allowed))
         self.single = _Columns(columns)
         self.there = _pick(columns, first, second)
         self.back = _pick(columns, second, first)
-        # Row p is what the first atom of pair p receives, row P + p what the second one does.
-        self.ends: SparseMap = take([*first, *second], n_atoms)
-        kept = torch.tensor([pair not in exclusions for pair in pairs], dtype=torch.bool)
-        self.register_buffer("kept", kept[:, None])
-        self.any_excluded = not bool(kept.all())
+        weights = pair_weights(len(allowed))
+        self.register_buffer("all_pairs", weights[:, :, None])
+        self.register_buffer("allowed_pairs", (weights * allowed[first, second])[:, :, None])
 
     def forward(self, frames: Frames) -> Tensor:
         """Return the energy, kJ/mol, [B]."""
-        assert frames.r is not None
-        r = frames.r
         x, y, z = frames.xyz
+        r = frames.pairs
         single: dict[str, Value] = {**self.globals, **self.single(), "x": x, "y": y, "z": z}
         there: dict[str, Value] = {**self.globals, **self.there(), "r": r}
         back: dict[str, Value] = {**self.globals, **self.back(), "r": r}
+        weights = {PAIR: self.allowed_pairs, PAIR_NO_EXCLUSIONS: self.all_pairs}
         for name, expression, kind in self.values:
             if kind == SINGLE:
                 value = _full(expression(single), x)
             else:
-                both = [self._masked(expression(env), r, kind) for env in (there, back)]
-                value = self.ends.transpose(torch.cat(both))
+                value = collect(
+                    *(_weighted(expression(env), weights[kind], r) for env in (there, back))
+                )
             single[name] = value
             self._spread(name, value, there, back)
         total = torch.zeros_like(x[0])
         for expression, kind in self.energies:
             if kind == SINGLE:
-                energy = _full(expression(single), x)
+                energy = _full(expression(single), x).sum(0)
             else:
-                energy = self._masked(expression(there), r, kind)
-            total = total + energy.sum(0)
+                energy = _weighted(expression(there), weights[kind], r).sum((0, 1))
+            total = total + energy
         return total
 
     def _spread(
@@ -183,30 +226,20 @@ class CustomGB(Term):
         later += [e for e, kind in self.energies if kind != SINGLE]
         if not any({f"{name}1", f"{name}2"} & e.variables for e in later):
             return
-        ends = self.ends(value)
-        one, two = ends[: self.n_pairs], ends[self.n_pairs :]
+        one, two = spread(value)
         there |= {f"{name}1": one, f"{name}2": two}
         back |= {f"{name}1": two, f"{name}2": one}
-
-    def _masked(self, value: Value, r: Tensor, kind: int) -> Tensor:
-        full = _full(value, r)
-        if kind == PAIR and self.any_excluded:
-            return torch.where(self.kept, full, 0.0)
-        return full
 
 
 def custom_gb(force: Any, n_atoms: int) -> CustomGB:
     """Translate CustomGBForce, which is how OpenMM writes HCT, OBC1, OBC2, GBn and GBn2."""
     reject_cutoff(force)
-    if force.getNumEnergyParameterDerivatives():
-        raise unsupported(force, "energy parameter derivatives are not translated")
     return CustomGB(
-        n_atoms,
+        _allowed(force, n_atoms),
         columns=_particle_columns(force, n_atoms),
         values=[force.getComputedValueParameters(k) for k in range(force.getNumComputedValues())],
         energies=[force.getEnergyTermParameters(k) for k in range(force.getNumEnergyTerms())],
         constants=global_parameters(force),
-        exclusions=_exclusions(force),
         functions=_functions(force),
     )
 
@@ -228,7 +261,7 @@ def gbsa_obc(force: Any, n_atoms: int) -> CustomGB:
         "+2*step(sr2-r-or1)*(1/or1-1/L)), 0); U=r+sr2; L=max(or1, abs(r-sr2))"
     )
     return CustomGB(
-        n_atoms,
+        torch.ones(n_atoms, n_atoms, dtype=torch.bool),
         columns={"charge": charge, "radius": radius, "or": radius - offset,
                  "sr": scale * (radius - offset)},
         values=[
@@ -244,6 +277,5 @@ def gbsa_obc(force: Any, n_atoms: int) -> CustomGB:
             ),
         ],
         constants={"screening": screening, "surface": surface},
-        exclusions=set(),
         functions=({}, nn.ModuleDict()),
     )  # fmt: skip

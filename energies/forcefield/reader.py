@@ -27,7 +27,8 @@ def unsupported(force: Any, reason: str) -> UnsupportedForceError:
     """Return the error that names a force and says what to do instead."""
     return UnsupportedForceError(
         f"Expected forces that the torch force field knows, got {force.getName()} "
-        f"({type(force).__name__}): {reason}. Use the OpenMM energy instead (energy=openmm)."
+        f"({type(force).__name__}): {reason.rstrip('.')}. "
+        "Use the OpenMM energy instead (energy=openmm)."
     )
 
 

@@ -22,11 +22,11 @@ which is as fast for tens of atoms and compiles in half the time."""
 def _table(rows: Sequence[Sequence[tuple[int, float]]], n_columns: int) -> Table:
     """Return columns [M, K] and weights [M, K, 1] of rows of (column, weight), padded to K.
 
-    A matrix with a row of more than `WIDEST` entries becomes dense: columns [M, 0], weights
-    [M, N].
+    A matrix with a row of more than `WIDEST` entries, or with no entry at all, becomes dense:
+    columns [M, 0], weights [M, N].
     """
-    width = max((len(row) for row in rows), default=0) or 1
-    if width > WIDEST:
+    width = max((len(row) for row in rows), default=0)
+    if not 0 < width <= WIDEST:
         dense = torch.zeros(len(rows), n_columns, dtype=torch.float64)
         for m, row in enumerate(rows):
             for column, weight in row:
@@ -57,9 +57,12 @@ class _Linear(torch.autograd.Function):
     """y = A x with both A and its transpose in padded rows; differentiable any number of times."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, wa: Tensor, at: Tensor, wat: Tensor) -> Tensor:
-        ctx.save_for_backward(a, wa, at, wat)
+    def forward(x: Tensor, a: Tensor, wa: Tensor, at: Tensor, wat: Tensor) -> Tensor:
         return _apply(x, a, wa)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from energies.errors import UnsupportedForceError
+from energies.errors import EnergyInputError
 
 Array = NDArray[np.float64]
 
@@ -155,9 +155,8 @@ def _translate(name: str, function: Any) -> tuple[int, nn.Module]:
     kind, parameters = type(function).__name__, function.getFunctionParameters()
     n = {"1D": 1, "2D": 2, "3D": 3}.get(kind[-10:-8], 0)
     if not n or not kind.startswith(("Discrete", "Continuous")):
-        raise UnsupportedForceError(
-            f"Expected tabulated functions of one to three variables, got {name} ({kind}). "
-            f"Use the OpenMM energy instead (energy=openmm)."
+        raise EnergyInputError(
+            f"Expected tabulated functions of one to three variables, got {name} ({kind})."
         )
     if kind.startswith("Discrete"):
         sizes, values = (parameters[:-1], parameters[-1]) if n > 1 else ([], parameters)

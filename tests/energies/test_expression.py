@@ -120,6 +120,37 @@ def test_agrees_with_openmm(text: str) -> None:
     np.testing.assert_allclose(slope.numpy(), slopes, rtol=1e-9, atol=1e-9)
 
 
+def test_one_division_serves_all_quotients() -> None:
+    divisions = []
+
+    class Counted(float):
+        def __rtruediv__(self, other: float) -> float:
+            divisions.append(other)
+            return float(other) / float(self)
+
+    assert Expression("1/r+2/r^2+k/r")({"r": Counted(2.0), "k": 3.0}) == 2.5
+    assert divisions == [1.0]
+
+
+def test_inverse_power_and_its_slope_stay_in_range() -> None:
+    r = torch.tensor([0.02], requires_grad=True)
+    value = Expression("a/r^12")({"r": r, "a": 1e-10})
+    (slope,) = torch.autograd.grad(value, r)
+    torch.testing.assert_close(value, torch.tensor([1e-10 * 0.02**-12]))
+    torch.testing.assert_close(slope, torch.tensor([-12e-10 * 0.02**-13]))
+
+
+@pytest.mark.parametrize("name", ["min", "max"])
+def test_extremum_of_equals_and_of_nan(name: str) -> None:
+    """OpenMM's derivative of either between equals is that of the first."""
+    x, y = torch.ones(2, 1, requires_grad=True)
+    slopes = torch.autograd.grad(Expression(f"{name}(x, y)")({"x": x, "y": y}), (x, y))
+    assert [slope.item() for slope in slopes] == [1.0, 0.0]
+    for pair in ((torch.nan, 1.0), (1.0, torch.nan)):
+        x, y = torch.tensor(pair)
+        assert Expression(f"{name}(x, y)")({"x": x, "y": y}).isnan()
+
+
 @pytest.mark.parametrize("power", ["x^3", "x^2.5", "x^-2", "x^0.5", "x^1"])
 def test_power_has_two_derivatives(power: str) -> None:
     x = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64, requires_grad=True)

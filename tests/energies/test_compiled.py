@@ -1,0 +1,113 @@
+"""Compiled energies: one graph, the same numbers, no corrupted memory."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import openmm
+import pytest
+import torch
+
+from energies.forcefield import ForceField
+from tests.energies.against_openmm import evaluate, frames, molecule, relative_force_error
+
+
+# torch's own tracing uses what torch deprecates.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("case", "kept"),
+    [
+        # The whole takes a compiler a minute.
+        ("amber96-obc1", {"HarmonicAngleForce", "NonbondedForce"}),
+        pytest.param("amber96-obc1", None, marks=pytest.mark.slow),
+        pytest.param("ff19SB-cmap", None, marks=pytest.mark.slow),
+        pytest.param("ff14SB-gbn2", None, marks=pytest.mark.slow),
+        pytest.param("charmm36", None, marks=pytest.mark.slow),
+        pytest.param("restrained", None, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_equals_eager(case: str, kept: set[str] | None) -> None:
+    """One graph without breaks, forward and backward, that counting does not recompile."""
+    system, xyz = copy.deepcopy(molecule(case).system), frames(case)[::10]
+    for k in reversed(range(system.getNumForces())):
+        if kept and system.getForce(k).getName() not in kept:
+            system.removeForce(k)
+    system.addForce(openmm.CustomBondForce("r"))  # without a bond
+    eager, compiled = ForceField.from_openmm(system), ForceField.from_openmm(system)
+    compiled.compile(fullgraph=True, dynamic=False)
+    xyz = xyz.clone()
+    xyz[3, 0, 0] = torch.nan
+    with torch.compiler.set_stance("default"):
+        u, gradient = evaluate(compiled, xyz)
+        alone = compiled.potential(xyz)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        again, gradient_again = evaluate(compiled, xyz)
+    expected, expected_gradient = evaluate(eager, xyz)
+    assert compiled.n_evals == 3 * len(xyz)
+    assert u[3] == torch.inf
+    assert torch.equal(u, again)
+    assert torch.equal(gradient, gradient_again)
+    torch.testing.assert_close(u, expected, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(alone, expected, rtol=1e-12, atol=1e-9)
+    assert relative_force_error(gradient, expected_gradient).nan_to_num().max() < 1e-10
+    x = xyz.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match=r"create_graph=False|double backward"):
+        torch.autograd.grad(compiled.potential(x).sum(), x, create_graph=True)[0].sum().backward()
+
+
+SCRIPT = """
+import torch
+from energies.forcefield import ForceField
+from energies.internal import InternalCoordinates
+from energies.molecule import Molecule
+from energies.target import MolecularTarget
+
+torch.set_num_threads(1)
+molecule = Molecule.from_sequence("ACE ALA NME")
+forcefield = ForceField.from_openmm(molecule.system)
+coordinates = InternalCoordinates.from_molecule(molecule, forcefield)
+eager = MolecularTarget(forcefield, coordinates)
+compiled = MolecularTarget(forcefield, coordinates)
+compiled.compile()
+x = 0.1 * torch.randn(257, eager.dim, generator=torch.Generator().manual_seed(0))
+for _ in range(20):
+    with torch.no_grad():
+        one, other = eager.evaluate(x), compiled.evaluate(x)
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-2)
+fast = ForceField.from_openmm(molecule.system)
+fast.compile(fullgraph=True, dynamic=False)
+xyz = torch.as_tensor(molecule.positions) + 0.01 * torch.randn(257, 22, 3, dtype=torch.float64)
+xyz.requires_grad_()
+for _ in range(20):
+    results = []
+    for energy in (forcefield, fast):
+        u = energy.potential(xyz)
+        results.append((u, *torch.autograd.grad(u.sum(), xyz)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-7)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator checks")
+def test_compiled_code_leaves_the_heap_intact(tmp_path: Path) -> None:
+    """glibc fills freed memory with a pattern and aborts at the first overrun it finds."""
+    checks = {
+        "MALLOC_CHECK_": "3",
+        "MALLOC_PERTURB_": "165",
+        "LD_PRELOAD": "libc_malloc_debug.so.0",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, **checks},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "equal"
