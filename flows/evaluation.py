@@ -83,7 +83,7 @@ def forward_report(
     rows = torch.arange(-(-len(x) // chunk) * chunk, device=x.device) % len(x)
     parts = [
         _weighted(target, temperature, part, flow.log_prob(part)).log_w
-        for part in x[rows].split(chunk)
+        for part in torch.split(x[rows], chunk)
     ]
     bound = mean(torch.cat(parts)[: len(x)])
     return {
