@@ -68,7 +68,7 @@ def evaluate(
     report = weight_report(samples)
     report["temperature"] = system.temperature
     report |= system.report(observed, samples.log_w)
-    report |= system.held_out(flow, chunk=sizes.chunk)
+    report |= system.held_out(flow, sizes.n, chunk=sizes.chunk)
     write_json(folder.metrics, report)
     saved = slice(0, sizes.n_saved)
     write_arrays(

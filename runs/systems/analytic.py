@@ -120,14 +120,14 @@ class AnalyticSystem(System):
             "worst": float(ratio.min()) if len(ratio) else 1.0,
         }
 
-    def _exact(self) -> Tensor:
-        """Return the same independent points of the density at every call, [n, N, n_dims]."""
+    def _exact(self, n: int = N_REFERENCE) -> Tensor:
+        """Return points of the density, the same ones at every call, [n, N, n_dims]."""
         generator = torch.Generator().manual_seed(0)
-        return self.density.sample(N_REFERENCE, self.temperature, generator=generator)
+        return self.density.sample(n, self.temperature, generator=generator)
 
-    def held_out(self, flow: Flow, *, chunk: int) -> dict[str, Any]:
+    def held_out(self, flow: Flow, n: int, *, chunk: int) -> dict[str, Any]:
         """Return EUBO and forward KL on exact points."""
-        x = self.target.from_xyz(self._exact().to(self.target.periodic.device))
+        x = self.target.from_xyz(self._exact(n).to(self.target.periodic.device))
         log_z = self.density.log_z(self.temperature)
         return forward_report(flow, self.target, self.temperature, x, log_z=log_z, chunk=chunk)
 

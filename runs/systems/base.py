@@ -73,11 +73,12 @@ class System(ABC):
             log_w: Log weights, [n].
         """
 
-    def held_out(self, flow: Flow, *, chunk: int) -> dict[str, Any]:
+    def held_out(self, flow: Flow, n: int, *, chunk: int) -> dict[str, Any]:
         """Return what points of the density itself, where there are some, say about a flow.
 
         Args:
             flow: A trained flow.
+            n: Number of points.
             chunk: Rows at a time.
         """
         return {}
