@@ -53,8 +53,10 @@ def wide_flow(dim: int, *, bent: float = 0.0, circles: int = 0) -> Flow:
     angles = {"n_circle_couplings": 1, "circle_hidden": (8,), "circle_bins": 5, "n_frequencies": 2}
     flow = spline_flow(periodic, **lines, **angles, seed=4)
     with torch.no_grad():
-        for p in flow.parameters():
-            p.add_(bent * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+        for module in flow.modules():
+            for p in module.parameters(recurse=False):
+                noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+                p.add_(bent / getattr(module, "gain", 1.0) * noise)
     return flow
 
 
