@@ -1,6 +1,7 @@
 """Draw a trained flow's samples on the exact target, and the figures that need nothing else."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from flows.metrics.weights import (
     clip_log_weights,
     elbo,
     ess,
+    known,
     log_z,
     mean,
     pareto_k,
     pareto_k_threshold,
     reverse_kl,
 )
+from flows.paths import Temperature
+from flows.proposals.base import flow_chunks
 from flows.types import Samples
 
 
@@ -48,18 +52,9 @@ def draw_weighted(
     for name, value in (("n", n), ("chunk", chunk)):
         if value < 1:
             raise FlowInputError(f"Expected {name} >= 1, got {value}.")
-    left = n
-    while left > 0:
-        x, log_q = flow.sample_and_log_prob(chunk, generator=generator)
-        yield _weighted(target, temperature, x, log_q)[:left]
-        left -= chunk
-
-
-def _weighted(target: Target, temperature: float, x: Tensor, log_q: Tensor) -> Samples:
-    e = target.evaluate(x)
-    log_p, log_q = target.log_prob(e, temperature), log_q.to(torch.float64)
-    log_w = torch.where(torch.isfinite(log_p - log_q), log_p - log_q, -torch.inf)
-    return Samples(x, log_q, log_p, log_w, e.potential, e.log_jac)
+    path = Temperature(temperature)
+    for part in flow_chunks(flow, target, path, n, chunk=chunk, generator=generator):
+        yield replace(part, log_w=known(part.log_w))
 
 
 @torch.no_grad()
@@ -81,11 +76,12 @@ def forward_report(
     """
     # The last chunk is filled up, for its static shape, and cut.
     rows = torch.arange(-(-len(x) // chunk) * chunk, device=x.device) % len(x)
+    path = Temperature(temperature)
     parts = [
-        _weighted(target, temperature, part, flow.log_prob(part)).log_w
+        path.evaluate(target, part, flow.log_prob(part)).log_w
         for part in torch.split(x[rows], chunk)
     ]
-    bound = mean(torch.cat(parts)[: len(x)])
+    bound = mean(known(torch.cat(parts)[: len(x)]))
     return {
         "eubo": bound.value,
         "eubo_se": bound.se,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows.files import replacing
 from runs.cli import CommandError
 from runs.folder import RunFolder
 
@@ -128,7 +129,7 @@ def _mean(values: Sequence[float]) -> str:
 def write_csv(runs: Sequence[Run], path: Path) -> None:
     """Write every figure of every run, a line each."""
     columns = sorted({name for run in runs for name in run.figures})
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["folder", "system", "name", "seed", *columns])
         for run in runs:

@@ -28,7 +28,11 @@ class ReverseKL(Loss):
     def __init__(self, drop: float = 0.01) -> None:
         self.drop = check_fraction("drop", drop)
 
+    def difference(self, flow: Flow, samples: Samples) -> Tensor:
+        """Return log q - log p̃ with the gradient that counts, [n]."""
+        return samples.log_q - samples.log_p
+
     def __call__(self, flow: Flow, samples: Samples) -> tuple[Tensor, Stats]:
         """Return L over the rows kept."""
-        difference = samples.log_q - samples.log_p
+        difference = self.difference(flow, samples)
         return masked_mean(difference, kept(-difference.detach(), self.drop)), {}

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from flows.flow import Flow, frozen
-from flows.losses.base import Stats, kept, masked_mean
 from flows.losses.reverse_kl import ReverseKL
 from flows.types import Samples
 
@@ -25,8 +24,7 @@ class ReverseKLPath(ReverseKL):
         Vaitl et al., Gradients should stay on path, arXiv 2207.08219.
     """
 
-    def __call__(self, flow: Flow, samples: Samples) -> tuple[Tensor, Stats]:
-        """Return L over the rows kept."""
+    def difference(self, flow: Flow, samples: Samples) -> Tensor:
+        """Return log q - log p̃, in which q depends on the parameters through x alone, [n]."""
         with frozen(flow):
-            difference = flow.log_prob(samples.x).double() - samples.log_p
-        return masked_mean(difference, kept(-difference.detach(), self.drop)), {}
+            return flow.log_prob(samples.x).double() - samples.log_p

@@ -63,6 +63,11 @@ def check_log_weights(log_w: Tensor, *, min_rows: int = 1, positive: bool = Fals
     return out
 
 
+def known(log_w: Tensor) -> Tensor:
+    """Return log weights [n] with -inf, weight zero, where there is no number."""
+    return torch.where(torch.isfinite(log_w), log_w, -torch.inf)
+
+
 def ess(log_w: Tensor) -> float:
     """Return the reverse Kish effective sample size per sample, unclipped.
 

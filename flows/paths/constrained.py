@@ -11,9 +11,9 @@ from torch import Tensor
 from energies.base import Evaluation, Target
 from flows.errors import FlowInputError
 from flows.flow import Flow
-from flows.metrics.weights import log_z
+from flows.metrics.weights import known, log_z
 from flows.paths.root import falling_root
-from flows.paths.rungs import Rungs, known
+from flows.paths.rungs import Rungs
 from flows.state import State
 from flows.types import Samples
 

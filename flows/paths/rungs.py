@@ -2,13 +2,12 @@
 
 from abc import abstractmethod
 
-import torch
 from torch import Tensor
 
 from energies.base import Target
 from flows.errors import FlowInputError, TrainingError
 from flows.flow import Flow
-from flows.metrics.weights import effective_size, log_z
+from flows.metrics.weights import effective_size, known, log_z
 from flows.paths.base import Path, weighed
 from flows.state import State
 from flows.types import Samples
@@ -78,11 +77,6 @@ class Rungs(Path):
     @property
     def _rung_now(self) -> int:
         return min(int(self.progress * self.rungs) + 1, self.rungs)
-
-
-def known(log_w: Tensor) -> Tensor:
-    """Return log weights [n] with -inf, weight zero, where there is no number."""
-    return torch.where(torch.isfinite(log_w), log_w, -torch.inf)
 
 
 def check_effective_size(log_w: Tensor, what: str) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 from energies.base import Target
 from flows.errors import FlowInputError
 from flows.flow import Flow
+from flows.metrics.weights import known
 from flows.paths.base import Path
 from flows.proposals.base import Proposal, uniform
 from flows.proposals.hmc import HMC, Walkers
@@ -129,7 +130,7 @@ class SMC(AIS):
     ) -> tuple[Walkers, Tensor]:
         """Return the walkers drawn, or all of them where the weights are even enough."""
         n = len(log_w)
-        counts = torch.where(torch.isfinite(log_w), log_w, -torch.inf)
+        counts = known(log_w)
         w = torch.nan_to_num(torch.softmax(counts, 0))
         uneven = w.square().sum() * self.ess * n > 1  # on the device: nothing waits for it
         every = torch.arange(n, device=w.device)

@@ -1,6 +1,7 @@
 """What a proposal is: where the training points come from (the measure μ)."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -64,10 +65,10 @@ class Proposal(Stateful, ABC):
 
 
 @torch.no_grad()
-def flow_samples(
+def flow_chunks(
     flow: Flow, target: Target, path: Path, n: int, *, chunk: int, generator: torch.Generator
-) -> Samples:
-    """Return n samples of the flow as it is now, weighed towards the path's current aim.
+) -> Iterator[Samples]:
+    """Yield n samples of the flow as it is now, weighed towards the path's current aim.
 
     Args:
         flow: The flow.
@@ -77,11 +78,16 @@ def flow_samples(
         chunk: Rows at a time.
         generator: Source of randomness.
     """
-    parts = [
-        path.evaluate(target, *flow.sample_and_log_prob(chunk, generator=generator))
-        for _ in range(-(-n // chunk))
-    ]
-    return Samples.cat(parts)[:n]
+    for left in range(n, 0, -chunk):
+        points = flow.sample_and_log_prob(chunk, generator=generator)
+        yield path.evaluate(target, *points)[:left]
+
+
+def flow_samples(
+    flow: Flow, target: Target, path: Path, n: int, *, chunk: int, generator: torch.Generator
+) -> Samples:
+    """Return n samples of the flow in one piece; arguments as of `flow_chunks`."""
+    return Samples.cat(list(flow_chunks(flow, target, path, n, chunk=chunk, generator=generator)))
 
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from energies.base import Target
 from flows.errors import FlowInputError
 from flows.flow import Flow
-from flows.metrics.weights import clip_log_weights, effective_size, resample
+from flows.metrics.weights import clip_log_weights, effective_size, known, resample
 from flows.paths.base import Path
-from flows.paths.rungs import check_effective_size, known
+from flows.paths.rungs import check_effective_size
 from flows.proposals.base import Proposal, flow_samples
 from flows.proposals.epochs import Epochs
 from flows.state import State

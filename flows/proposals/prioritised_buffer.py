@@ -9,8 +9,9 @@ from torch import Tensor
 from energies.base import Target
 from flows.errors import FlowInputError
 from flows.flow import Flow
+from flows.metrics.weights import known
 from flows.paths.base import Path
-from flows.paths.rungs import check_effective_size, known
+from flows.paths.rungs import check_effective_size
 from flows.proposals.ais import AIS
 from flows.proposals.base import Proposal
 from flows.state import State

@@ -13,6 +13,7 @@ from flows.bases import NormalUniform
 from flows.build import halves, spline_flow
 from flows.errors import FlowInputError
 from flows.flow import Flow
+from tests.flows.bent import bent
 
 MIXED = [True, False, False, True, False]
 
@@ -28,13 +29,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def random_flow(periodic: list[bool], scale: float = 0.15, **options: object) -> Flow:
     small = {"n_couplings": 4, "hidden": (16, 16), "n_circle_couplings": 4, "n_frequencies": 2}
-    flow = spline_flow(periodic, **{**small, "circle_hidden": (16, 16), **options})
-    with torch.no_grad():
-        for module in flow.modules():
-            for parameter in module.parameters(recurse=False):
-                noise = torch.randn(parameter.shape, generator=rng(1))
-                parameter.add_(scale / getattr(module, "gain", 1.0) * noise)
-    return flow
+    return bent(spline_flow(periodic, **{**small, "circle_hidden": (16, 16), **options}), scale)
 
 
 @pytest.mark.parametrize(

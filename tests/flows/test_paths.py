@@ -23,8 +23,9 @@ from flows.paths.root import falling_root
 from flows.proposals import Buffer, Model, Proposal
 from flows.proposals.base import flow_samples
 from flows.training import Stage, Trainer, WarmupCosine
-from flows.training.loggers import Logger, Row
+from flows.training.loggers import Row
 from flows.types import Samples
+from tests.rows import Rows
 
 
 def wells() -> tuple[AnalyticTarget, Flow]:
@@ -247,17 +248,6 @@ def test_constrained_aim_is_the_same_by_samples_and_by_the_frozen_flow() -> None
 def test_arguments_out_of_range(build: Callable[[], object], message: str) -> None:
     with pytest.raises(FlowInputError, match=message):
         build()
-
-
-class Rows(Logger):
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-
-    def log(self, row: Row) -> None:
-        self.rows.append(row)
-
-    def close(self) -> None:
-        pass
 
 
 def stage(path: Path, proposal: Proposal, loss: Loss, steps: int, lr: float = 3e-3) -> Stage:

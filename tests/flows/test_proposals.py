@@ -32,6 +32,7 @@ from flows.proposals import (
 )
 from flows.proposals.hmc import Walkers
 from flows.types import Samples, Weights
+from tests.flows.bent import bent as bent_by
 
 PATH = Temperature(300.0)
 N = 2048
@@ -51,13 +52,7 @@ def wide_flow(dim: int, *, bent: float = 0.0, circles: int = 0) -> Flow:
     periodic = [True] * circles + [False] * (dim - circles)
     lines = {"n_couplings": 1, "hidden": (8,), "n_bins": 5, "base_scale": 1.3}
     angles = {"n_circle_couplings": 1, "circle_hidden": (8,), "circle_bins": 5, "n_frequencies": 2}
-    flow = spline_flow(periodic, **lines, **angles, seed=4)
-    with torch.no_grad():
-        for module in flow.modules():
-            for p in module.parameters(recurse=False):
-                noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
-                p.add_(bent / getattr(module, "gain", 1.0) * noise)
-    return flow
+    return bent_by(spline_flow(periodic, **lines, **angles, seed=4), bent)
 
 
 def drawn(

@@ -51,6 +51,7 @@ from flows.training import InterruptedRunError, Stage, Trainer, WarmupCosine
 from flows.training.checkpoint import load_checkpoint, save_checkpoint
 from flows.training.loggers import JsonLines, Logger, Row, read_rows
 from flows.types import Samples
+from tests.rows import Rows
 
 LINES = {"n_couplings": 2, "hidden": (16,), "n_bins": 5}
 ANGLES = {"n_circle_couplings": 2, "circle_hidden": (16,), "circle_bins": 5, "n_frequencies": 2}
@@ -79,17 +80,6 @@ class Ring(Target):
 
     log_z = math.log(2 * math.pi * math.sqrt(2 * math.pi)) - 2 + math.log(2.279585302336067)
     """∫ exp(2 cos φ) dφ = 2π I₀(2), with I₀(2) = 2.2795853..."""
-
-
-class Silent(Logger):
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-
-    def log(self, row: Row) -> None:
-        self.rows.append(row)
-
-    def close(self) -> None:
-        pass
 
 
 def stage(
@@ -127,7 +117,7 @@ def fit(
         target or Ring(),
         stages,
         checkpoint=folder / "last.pt",
-        logger=logger or Silent(),
+        logger=logger or Rows(),
         generator=torch.Generator().manual_seed(5),
     )
 
@@ -204,7 +194,7 @@ def evaluated(flow: Flow, target: Ring) -> dict[str, float]:
     return weight_report(Samples.cat(list(parts)))
 
 
-class StopAfter(Silent):
+class StopAfter(Rows):
     """Breaks off at a row: what a power cut does."""
 
     def __init__(self, step: int) -> None:
@@ -232,7 +222,7 @@ def test_every_method_resumes_bit_for_bit(method: str, tmp_path: Path) -> None:
 
 
 def check_resumed(stages: Callable[[], list[Stage]], stop: int, tmp_path: Path) -> None:
-    whole_log, first_log, second_log = Silent(), StopAfter(stop), Silent()
+    whole_log, first_log, second_log = Rows(), StopAfter(stop), Rows()
     whole = fit(tmp_path / "whole", stages(), logger=whole_log)
     with pytest.raises(ConnectionAbortedError):
         fit(tmp_path / "parts", stages(), logger=first_log)
@@ -258,7 +248,7 @@ def test_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_temperature_follows_the_path(tmp_path: Path) -> None:
-    log = Silent()
+    log = Rows()
     fit(tmp_path, [stage(steps=60)], logger=log)
     # 1/T linear between 600 and 300 K; a row at step k shows the step before it.
     expected = [1 / ((1 - s) / 600 + s / 300) for s in ((k - 1) / 60 for k in range(10, 61, 10))]
@@ -287,7 +277,7 @@ def test_nonfinite_points_stop_the_run_with_a_checkpoint(tmp_path: Path) -> None
 
 
 def test_time_limit_brings_path_and_rate_to_their_end(tmp_path: Path) -> None:
-    log = Silent()
+    log = Rows()
     limited = stage(steps=10**9)
     limited.max_time = 1.0
     fit(tmp_path, [limited], logger=log, log_every=1)
@@ -361,13 +351,13 @@ def test_checkpoint_of_another_flow_is_refused(tmp_path: Path) -> None:
     flow = spline_flow([True, False, False], **SMALL)
     with pytest.raises(FlowInputError, match="flow in 3 dimensions, got one in 2"):
         Trainer(progress_bar=False).fit(
-            flow, Ring(), [stage()], checkpoint=tmp_path / "last.pt", logger=Silent(),
+            flow, Ring(), [stage()], checkpoint=tmp_path / "last.pt", logger=Rows(),
             generator=torch.Generator(),
         )  # fmt: skip
     other = spline_flow(Ring.periodic, **{**SMALL, "n_couplings": 3})
     with pytest.raises(FlowInputError, match="with other layers"):
         Trainer(progress_bar=False).fit(
-            other, Ring(), [stage()], checkpoint=tmp_path / "last.pt", logger=Silent(),
+            other, Ring(), [stage()], checkpoint=tmp_path / "last.pt", logger=Rows(),
             generator=torch.Generator(),
         )  # fmt: skip
 

@@ -2,10 +2,7 @@
 
 import json
 import math
-import sys
-import warnings
 from pathlib import Path
-from types import ModuleType
 
 import mdtraj
 import numpy as np
@@ -17,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from energies.target import EnergyTarget
 from flows.training import Trainer
-from flows.training.loggers import Logger, Row
 from runs import train
 from runs.building import build_flow, build_stages, build_system
 from runs.cli import CONFIGS, share
+from tests.rows import Rows
+from tests.runs.in_process import command
 
 SMALL = [
     "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4",
@@ -32,14 +30,6 @@ WELL = ["system=double_well", *SMALL]
 STAGES = sorted(path.stem for path in (CONFIGS / "stages").glob("*.yaml"))
 GROUPS = {g: sorted(p.stem for p in (CONFIGS / g).glob("*.yaml")) for g in ("loss", "proposal")}
 PATHS = sorted(path.stem for path in (CONFIGS / "path").glob("*.yaml"))
-
-
-def command(module: ModuleType, *overrides: str) -> None:
-    GlobalHydra.instance().clear()
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setattr(sys, "argv", ["command", *overrides])
-        module.main()
 
 
 def smaller(stages: str) -> list[str]:
@@ -57,17 +47,6 @@ def smaller(stages: str) -> list[str]:
         if not OmegaConf.is_interpolation(node[name], "steps"):
             changes += [f"stages.{name}.steps=10", f"stages.{name}.batch_size=64"]
     return changes
-
-
-class Rows(Logger):
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-
-    def log(self, row: Row) -> None:
-        self.rows.append(row)
-
-    def close(self) -> None:
-        pass
 
 
 def composed(*overrides: str) -> DictConfig:

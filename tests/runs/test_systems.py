@@ -1,15 +1,11 @@
 """Systems with and without a molecule go through the same commands."""
 
 import json
-import sys
-import warnings
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from matplotlib.figure import Figure
 
 from energies.analytic import GaussianMixture
@@ -17,21 +13,13 @@ from energies.base import R
 from flows.errors import FlowInputError
 from runs import evaluate, train
 from runs.plane_figure import plane_density
+from tests.runs.in_process import command
 
 SMALL = [
     "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4", "trainer.compile=false",
     "trainer.log_every=5", "trainer.batch_size=64", "trainer.max_steps=10", "evaluation.n=500",
     "evaluation.chunk=200", "evaluation.n_saved=300", "evaluation.n_frames=40",
 ]  # fmt: skip
-
-
-def command(module: ModuleType, *overrides: str) -> None:
-    """Run a command in this process: `test_commands.py` has those in their own."""
-    GlobalHydra.instance().clear()
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setattr(sys, "argv", ["command", *overrides])
-        module.main()
 
 
 @pytest.fixture(scope="module")
