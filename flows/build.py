@@ -84,6 +84,7 @@ def spline_flow(
         torch.manual_seed(seed)
         for half in halves(~periodic, n_couplings):
             layers.append(coupling(half, torch.ones_like(periodic), hidden, n_bins))
+        n_lines = len(layers)
         if bool(periodic.any()):
             layers.append(SplineCoupling(periodic, periodic, Constant, n_bins=circle_bins))
         for i, half in enumerate(halves(periodic, n_circle_couplings)):
@@ -91,7 +92,7 @@ def spline_flow(
                 turn = math.pi * (2 * torch.rand(len(periodic)) - 1)
                 layers.append(PeriodicShift(torch.where(periodic, turn, 0.0), periodic))
             layers.append(coupling(half, periodic, circle_hidden, circle_bins))
-    return Flow(layers, base)
+    return Flow(layers, base, n_angle_layers=len(layers) - n_lines)
 
 
 def halves(mask: Tensor, n: int) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """The flow: a base density and a bijection, with the three calls every loss is made of."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,9 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
     Args:
         transforms: Layers in the order data → noise.
         base: Density of the noise; it says which coordinates are angles.
+        n_angle_layers: How many of the layers, counted from the noise, move angles by the sight of
+            angles alone, if no other layer moves an angle: then q(x) = q(φ) q(y | φ), and the
+            angles' own density is known.
 
     Example:
         >>> from flows.build import spline_flow
@@ -31,8 +35,11 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
         True
     """
 
-    def __init__(self, transforms: Iterable[Transform], base: NormalUniform) -> None:
+    def __init__(
+        self, transforms: Iterable[Transform], base: NormalUniform, *, n_angle_layers: int = 0
+    ) -> None:
         super().__init__(_Chain(transforms), base)
+        self.n_angle_layers = n_angle_layers
 
     @property
     def periodic(self) -> Tensor:
@@ -73,40 +80,64 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
         log_prob: Tensor = self.base.log_prob(z) + log_det
         return log_prob
 
+    def angle_log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(φ) of the angles φ that noise becomes.
+
+        Args:
+            z: Noise, [n, D]; its lines play no part.
+
+        Returns:
+            log q(φ), float64 [n].
+
+        Raises:
+            FlowInputError: The flow has angles, and no layers for them alone.
+        """
+        n_angles = int(self.periodic.sum())
+        if n_angles and not self.n_angle_layers:
+            raise FlowInputError(
+                "Expected a flow with layers for its angles alone (n_angle_layers > 0), got 0."
+            )
+        layers = reversed(self._transform._transforms[-self.n_angle_layers :] if n_angles else [])
+        _, log_det = self._transform._cascade(z, (layer.inverse for layer in layers), None)
+        log_prob: Tensor = -n_angles * math.log(2 * math.pi) - log_det
+        return log_prob
+
+    def from_noise(self, z: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the points that noise becomes and their log density.
+
+        Args:
+            z: Noise, [n, D].
+            log_p: Its log density, that of the base or of what else drew it, [n].
+
+        Returns:
+            x [n, D] and log p(z) + log|det ∂z/∂x|, float64 [n].
+        """
+        x, log_det = self._transform.inverse(z)
+        return x, log_p - log_det
+
     def rsample_and_log_prob(
-        self,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        base: NormalUniform | None = None,
+        self, n: int, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw points that carry a gradient with respect to the parameters.
 
         Args:
             n: Number of points.
             generator: Where the noise comes from; torch's global one if None.
-            base: Its density, in place of the flow's own: q is then that of the points drawn.
 
         Returns:
             x [n, D] and log q(x), float64 [n].
         """
         if n < 1:
             raise FlowInputError(f"Expected n >= 1, got {n}")
-        base = self.base if base is None else base
-        z = base.draw(n, generator=generator)
-        x, log_det = self._transform.inverse(z)
-        return x, base.log_prob(z) - log_det
+        z = self.base.draw(n, generator=generator)
+        return self.from_noise(z, self.base.log_prob(z))
 
     @torch.no_grad()
     def sample_and_log_prob(
-        self,
-        n: int,
-        *,
-        generator: torch.Generator | None = None,
-        base: NormalUniform | None = None,
+        self, n: int, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw points without gradient; arguments and result as in `rsample_and_log_prob`."""
-        return self.rsample_and_log_prob(n, generator=generator, base=base)
+        return self.rsample_and_log_prob(n, generator=generator)
 
     def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
         return self.sample_and_log_prob(num_samples)[0]

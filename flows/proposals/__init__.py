@@ -5,8 +5,10 @@ from flows.proposals.base import Proposal
 from flows.proposals.buffer import Buffer
 from flows.proposals.dataset import Dataset, Points
 from flows.proposals.hmc import HMC
+from flows.proposals.hot_angles import HotAngles
+from flows.proposals.hot_model import HotModel
 from flows.proposals.mixture import Mixture
-from flows.proposals.model import HotModel, Model
+from flows.proposals.model import Model
 from flows.proposals.prioritised_buffer import PrioritisedBuffer
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "SMC",
     "Buffer",
     "Dataset",
+    "HotAngles",
     "HotModel",
     "Mixture",
     "Model",

@@ -11,7 +11,7 @@ from flows.errors import FlowInputError
 from flows.flow import Flow
 from flows.metrics.weights import known
 from flows.paths.base import Path
-from flows.proposals.base import Proposal, uniform
+from flows.proposals.base import Proposal, systematic
 from flows.proposals.hmc import HMC, Walkers
 from flows.state import State
 from flows.types import Samples
@@ -133,9 +133,6 @@ class SMC(AIS):
         counts = known(log_w)
         w = torch.nan_to_num(torch.softmax(counts, 0))
         uneven = w.square().sum() * self.ess * n > 1  # on the device: nothing waits for it
-        every = torch.arange(n, device=w.device)
-        level = (every + uniform(1, w.device, generator)) / n
-        drawn = torch.searchsorted(w.cumsum(0), level).clamp_max(n - 1)
         mean = counts.logsumexp(0) - math.log(n)
-        rows = torch.where(uneven, drawn, every)
+        rows = torch.where(uneven, systematic(w, n, generator), torch.arange(n, device=w.device))
         return walkers[rows], torch.where(uneven, mean, counts)

@@ -100,3 +100,13 @@ def uniform(n: int, device: torch.device, generator: torch.Generator) -> Tensor:
     """Return n uniform numbers of [0, 1), float64, drawn where the generator lives."""
     u = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
     return u.to(device)
+
+
+def systematic(w: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Return n rows with probabilities w, [m]: row i floor(n w_i) or ceil(n w_i) times, in order.
+
+    Nothing waits for the device, unlike in `flows.metrics.weights.resample`, which checks w.
+    """
+    level = (torch.arange(n, device=w.device) + uniform(1, w.device, generator)) / n
+    cdf = w.cumsum(0)
+    return torch.searchsorted(cdf, level * cdf[-1], right=True).clamp_max(len(w) - 1)

@@ -86,6 +86,7 @@ def check_combination(stage: str, loss: Loss, proposal: Proposal) -> None:
             f"Expected a proposal that gives {kinds[loss.needs]} for loss {type(loss).__name__} "
             f"{got}, which does not know its density well enough. Valid are proposal=model, "
             "hot_model, buffer, prioritised_buffer, ais, smc, mixtures of these, data with log_q "
-            "(or, where the scale does not matter, log_w or a temperature); or any proposal with "
-            "l2, l2_plus, log_variance, or forward_kl with baseline=0."
+            "(or, where the scale does not matter, hot_angles, or data with log_w or a "
+            "temperature); or any proposal with l2, l2_plus, log_variance, or forward_kl with "
+            "baseline=0."
         )

@@ -40,6 +40,7 @@ from flows.proposals import (
     HMC,
     SMC,
     Buffer,
+    HotAngles,
     HotModel,
     Mixture,
     Model,
@@ -149,6 +150,7 @@ METHODS: dict[str, Callable[[], tuple[Aim, Proposal, Loss]]] = {
     "forward_kl_buffer": lambda: (
         Temperature(300.0), Buffer(2048, resample=None, refresh=16), ForwardKL(),
     ),
+    "hot_angles": lambda: (Temperature(300.0), HotAngles(), ForwardKL()),
     "ta_bg": lambda: (
         Ladder(300.0, 600.0, rungs=5), Buffer(2048, clip=1e-3), ForwardKL(baseline=0.0),
     ),
