@@ -1,19 +1,26 @@
 """Regional compilation: one graph for a coupling layer, used by all of them."""
 
+import copy
+import multiprocessing
 import os
 import shutil
+import signal
 import sysconfig
 import warnings
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from flows.transforms.coupling import Direction, SplineCoupling
+from flows.flow import Flow
+from flows.transforms.coupling import Direction, SplineCoupling, encode
 
 FlowT = TypeVar("FlowT", bound=nn.Module)
+
+_ahead: list[BaseProcess] = []
 
 
 def compile_flow(flow: FlowT) -> FlowT:
@@ -39,9 +46,38 @@ def compile_flow(flow: FlowT) -> FlowT:
     return flow
 
 
+def compile_ahead(flow: Flow, n: int) -> None:
+    """Compile data → noise with gradient in a second process, unless this one has begun to.
+
+    A step on detached points asks for noise → data and the energy first, which are compiled here
+    meanwhile; when it comes to the loss it waits for that process and takes its code from torch's
+    cache on disk. On two cores that is a third off the first step.
+
+    Args:
+        flow: Made ready by `compile_flow`.
+        n: Batch size.
+    """
+    if not _ahead and (os.cpu_count() or 1) > 1:
+        process = multiprocessing.get_context("spawn").Process(
+            target=_encode, args=(copy.deepcopy(flow), n, torch.get_num_threads()), daemon=True
+        )
+        process.start()
+        _ahead.append(process)
+
+
+def _encode(flow: Flow, n: int, n_threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run
+    torch.set_num_threads(n_threads)  # part of the code
+    compile_flow(flow)
+    flow.log_prob(flow.base.draw(n)).mean().backward()  # type: ignore[no-untyped-call]
+
+
 @cache
 def compiled(direction: Direction) -> Direction:
     """Return the compiled form of a coupling's direction; one for the whole process."""
+    if direction is encode:
+        for process in _ahead:
+            process.join()
     run: Any = torch.compile(direction, dynamic=False, fullgraph=True)
     return run  # type: ignore[no-any-return]
 

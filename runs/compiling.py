@@ -1,22 +1,34 @@
 """Decide whether a run is compiled, and compile what is worth it."""
 
 from energies.target import EnergyTarget
-from flows.compile import can_compile, compile_flow
+from flows.compile import can_compile, compile_ahead, compile_flow
 from flows.flow import Flow
+from flows.training import Stage
 from runs.cli import CommandError
 
 
-def compile_all(flow: Flow, target: EnergyTarget, mode: bool | str) -> None:
+def compile_all(flow: Flow, target: EnergyTarget, mode: bool | str) -> bool:
     """Compile coupling layers, coordinates and energy in place.
 
     Args:
         flow: Its couplings share one graph.
         target: Coordinates and energy become one graph.
         mode: True, False, or "auto": where a compiler is found.
+
+    Returns:
+        Whether it was done.
     """
-    if wants_compiled(mode):
-        compile_flow(flow)
-        target.compile()
+    if not wants_compiled(mode):
+        return False
+    compile_flow(flow)
+    target.compile()
+    return True
+
+
+def start_compiling(flow: Flow, stage: Stage) -> None:
+    """Let a second process compile what the loss of a stage asks of the flow, if that can help."""
+    if not stage.loss.reparametrised and flow.base.scale.device.type == "cpu":
+        compile_ahead(flow, stage.batch_size)
 
 
 def wants_compiled(mode: bool | str) -> bool:

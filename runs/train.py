@@ -13,7 +13,7 @@ from flows.training import Trainer
 from flows.training.loggers import JsonLines, Logger, Tee
 from runs.building import build_flow, build_stages, build_system, choose_device
 from runs.cli import run_command
-from runs.compiling import check_mode, compile_all
+from runs.compiling import check_mode, compile_all, start_compiling
 from runs.evaluate import evaluate, read_sizes
 from runs.folder import RunFolder
 
@@ -52,7 +52,8 @@ def train(config: DictConfig) -> RunFolder:
         folder.path,
     )
     logger = _loggers(config, folder.path)
-    compile_all(flow, system.target, config.trainer.compile)
+    if compile_all(flow, system.target, config.trainer.compile) and stages:
+        start_compiling(flow, stages[0])
     generator = torch.Generator().manual_seed(config.seed)
     try:
         trained = trainer.fit(
