@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from flows.bases import NormalUniform
-from flows.conditioners import Conditioner, Constant, PeriodicFeatures
+from flows.conditioners import Conditioner, PeriodicFeatures
 from flows.errors import FlowInputError
 from flows.flow import Flow
 from flows.transforms import PeriodicShift, SplineCoupling
+
+_ANGLE_GAIN = 10.0
 
 
 def spline_flow(
@@ -37,9 +39,9 @@ def spline_flow(
     lines y see all angles and the other half of the lines. The few slow angles of a molecule are
     thus modelled as sharply as their own, cheap, layers allow, whatever the many stiff
     coordinates do. Either kind of coupling comes in pairs (see `halves`), each pair of the angles
-    after a random rotation. Between the two kinds each angle has a spline that depends on nothing:
-    its few numbers set the populations of basins, which networks follow late, as a basin's pull on
-    them is its mass. At initialisation the flow's density is its base.
+    after a random rotation. The constant terms of the angles' splines train at a multiple of the
+    learning rate: they set the populations of basins, which have to follow a target that cools by
+    orders of magnitude. At initialisation the flow's density is its base.
 
     Args:
         periodic: bool [D], the coordinates that are angles in [-π, π); the others are real, with
@@ -70,12 +72,12 @@ def spline_flow(
             raise FlowInputError(f"Expected {name} >= 1, got {n}")
 
     def coupling(
-        active: Tensor, visible: Tensor, widths: Sequence[int], bins: int
+        active: Tensor, visible: Tensor, widths: Sequence[int], bins: int, gain: float
     ) -> SplineCoupling:
         features = PeriodicFeatures(
             visible & ~active, periodic, n_frequencies=n_frequencies, squash=tail_bound
         )
-        conditioner = partial(Conditioner, features, hidden=widths, residual=residual)
+        conditioner = partial(Conditioner, features, hidden=widths, residual=residual, gain=gain)
         return SplineCoupling(active, periodic, conditioner, n_bins=bins, tail_bound=tail_bound)
 
     base = NormalUniform(periodic, scale=base_scale)
@@ -83,15 +85,13 @@ def spline_flow(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for half in halves(~periodic, n_couplings):
-            layers.append(coupling(half, torch.ones_like(periodic), hidden, n_bins))
+            layers.append(coupling(half, torch.ones_like(periodic), hidden, n_bins, 1.0))
         n_lines = len(layers)
-        if bool(periodic.any()):
-            layers.append(SplineCoupling(periodic, periodic, Constant, n_bins=circle_bins))
         for i, half in enumerate(halves(periodic, n_circle_couplings)):
             if i % 2 == 0:
                 turn = math.pi * (2 * torch.rand(len(periodic)) - 1)
                 layers.append(PeriodicShift(torch.where(periodic, turn, 0.0), periodic))
-            layers.append(coupling(half, periodic, circle_hidden, circle_bins))
+            layers.append(coupling(half, periodic, circle_hidden, circle_bins, _ANGLE_GAIN))
     return Flow(layers, base, n_angle_layers=len(layers) - n_lines)
 
 

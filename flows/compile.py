@@ -1,6 +1,7 @@
 """Regional compilation: one graph for a coupling layer, used by all of them."""
 
 import copy
+import copyreg
 import multiprocessing
 import os
 import shutil
@@ -21,6 +22,16 @@ from flows.transforms.coupling import Direction, SplineCoupling, encode
 FlowT = TypeVar("FlowT", bound=nn.Module)
 
 _ahead: list[BaseProcess] = []
+
+
+def _memory_format(name: str) -> torch.memory_format:
+    value: torch.memory_format = getattr(torch, name)
+    return value
+
+
+# torch's cache knows a graph by what it pickles to. A memory format pickles as an attribute of
+# whichever module came first to import torch: each command would have a cache of its own.
+copyreg.pickle(torch.memory_format, lambda f: (_memory_format, (str(f).rpartition(".")[2],)))
 
 
 def compile_flow(flow: FlowT) -> FlowT:

@@ -63,6 +63,9 @@ class Conditioner(nn.Module):
         n_outputs: Rows of the output.
         hidden: Widths of the hidden layers.
         residual: Add a hidden layer's input to its output wherever both have one width.
+        gain: Factor on the trained constant terms of the output. Optimizers move each number by
+            about the learning rate a step; with a gain, what all points share moves that much
+            faster than what depends on the point.
     """
 
     def __init__(
@@ -72,12 +75,13 @@ class Conditioner(nn.Module):
         *,
         hidden: Sequence[int] = (128, 128),
         residual: bool = False,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         if not hidden or min(hidden) < 1:
             raise FlowInputError(f"Expected hidden to hold positive widths, got {list(hidden)}")
         self.features = features
-        self.residual = residual
+        self.residual, self.gain = residual, gain
         widths = [features.n_features, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.weight = nn.Parameter(torch.zeros(n_outputs, widths[-1]))
@@ -90,23 +94,4 @@ class Conditioner(nn.Module):
             weight, bias = layer.parameters()
             new = nn.functional.silu(torch.addmm(bias[:, None], weight, h))
             h = h + new if self.residual and new.shape == h.shape else new
-        return torch.addmm(self.bias[:, None], self.weight, h)
-
-
-class Constant(nn.Module):
-    """Parameters that depend on nothing, zero at initialisation: what they act on is alone.
-
-    Args:
-        n_outputs: Rows of the output.
-        gain: Factor on the trained numbers. Optimizers move each by about the learning rate a
-            step, and a population has to follow a target that cools by orders of magnitude.
-    """
-
-    def __init__(self, n_outputs: int, *, gain: float = 10.0) -> None:
-        super().__init__()
-        self.gain = gain
-        self.bias = nn.Parameter(torch.zeros(n_outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same parameters [n_outputs, n] for all points x [D, n]."""
-        return (self.gain * self.bias)[:, None].expand(-1, x.shape[1])
+        return torch.addmm((self.gain * self.bias)[:, None], self.weight, h)

@@ -37,7 +37,7 @@ class HotAngles(Proposal):
 
     gives = Weights.RELATIVE
 
-    def __init__(self, share: float = 0.15, *, temperature: float = 2.0, pool: int = 4) -> None:
+    def __init__(self, share: float = 0.3, *, temperature: float = 2.0, pool: int = 8) -> None:
         if not temperature >= 1:
             raise FlowInputError(f"Expected temperature >= 1 of hot_angles, got {temperature}.")
         if pool < 1:

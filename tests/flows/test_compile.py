@@ -10,8 +10,9 @@ from torch import Tensor
 
 from flows import compile as flow_compile
 from flows.build import spline_flow
-from flows.compile import can_compile, compile_flow
+from flows.compile import can_compile, compile_ahead, compile_flow, compiled
 from flows.flow import Flow
+from flows.transforms import SplineCoupling
 
 PERIODIC = [True] * 3 + [False] * 7
 N = 40
@@ -85,3 +86,31 @@ def test_what_is_missing_is_said_in_one_warning(
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(flow_compile.shutil, "which", lambda name: name == "g++" and "/bin/g++")
     assert can_compile()
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_second_process_compiles_the_direction_of_the_loss(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its code comes through the cache on disk: nothing is left to generate here."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(flow_compile, "_ahead", [])
+    torch._dynamo.reset()
+    compiled.cache_clear()
+    torch._dynamo.utils.counters.clear()
+    flow = compile_flow(spline_flow([False] * 4, n_couplings=2, hidden=(8,), n_bins=2))
+    compile_ahead(flow, N)
+    compile_ahead(flow, N)  # it has begun: no third one
+    assert len(flow_compile._ahead) == 1
+    x = flow.base.draw(N, generator=torch.Generator().manual_seed(0))
+    gradients = torch.autograd.grad(flow.log_prob(x).mean(), list(flow.parameters()))
+    assert flow_compile._ahead[0].exitcode == 0
+    counters = torch._dynamo.utils.counters["inductor"]
+    assert counters["fxgraph_cache_hit"] == 2  # forward and backward
+    assert counters["fxgraph_cache_miss"] == 0
+    for module in flow.modules():
+        if isinstance(module, SplineCoupling):
+            module.wrapper = None
+    expected = torch.autograd.grad(flow.log_prob(x).mean(), list(flow.parameters()))
+    torch.testing.assert_close(gradients, expected)
