@@ -39,7 +39,7 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
         self, transforms: Iterable[Transform], base: NormalUniform, *, n_angle_layers: int = 0
     ) -> None:
         super().__init__(_Chain(transforms), base)
-        self.n_angle_layers = n_angle_layers
+        self.n_angles, self.n_angle_layers = int(base.periodic.sum()), n_angle_layers
 
     @property
     def periodic(self) -> Tensor:
@@ -92,14 +92,14 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
         Raises:
             FlowInputError: The flow has angles, and no layers for them alone.
         """
-        n_angles = int(self.periodic.sum())
-        if n_angles and not self.n_angle_layers:
+        if self.n_angles and not self.n_angle_layers:
             raise FlowInputError(
                 "Expected a flow with layers for its angles alone (n_angle_layers > 0), got 0."
             )
-        layers = reversed(self._transform._transforms[-self.n_angle_layers :] if n_angles else [])
+        layers = self._transform._transforms
+        layers = reversed(layers[len(layers) - self.n_angle_layers :])
         _, log_det = self._transform._cascade(z, (layer.inverse for layer in layers), None)
-        log_prob: Tensor = -n_angles * math.log(2 * math.pi) - log_det
+        log_prob: Tensor = -self.n_angles * math.log(2 * math.pi) - log_det
         return log_prob
 
     def from_noise(self, z: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:

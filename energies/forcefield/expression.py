@@ -74,10 +74,11 @@ def _select(condition: Value, yes: Value, no: Value) -> Value:
     return yes if condition != 0 else no
 
 
+# Between equals OpenMM's slope of min is that of the second, its slope of max that of the first.
 def _extremum(wins: Callable[[Value, Value], Any]) -> Function:
     def extremum(x: Value, y: Value) -> Value:
         if isinstance(x, Tensor) or isinstance(y, Tensor):
-            # NaN where either is; between equals the slope is that of x, as OpenMM has it.
+            # NaN where either is.
             return torch.where(wins(x, y) | (x != x), x, y)
         return x if wins(x, y) else y
 
@@ -123,7 +124,7 @@ _UNARY: dict[str, Function] = {
 _FUNCTIONS: dict[str, tuple[int, Function]] = {
     **{name: (1, function) for name, function in _UNARY.items()},
     "atan2": (2, _atan2),
-    "min": (2, _extremum(operator.le)),
+    "min": (2, _extremum(operator.lt)),
     "max": (2, _extremum(operator.ge)),
     "select": (3, _select),
 }

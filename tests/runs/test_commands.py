@@ -21,6 +21,7 @@ from runs import evaluate, train
 
 SMALL = [
     "system=aldp_vacuum", "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4",
+    "flow.n_circle_couplings=2", "flow.circle_hidden=[16]", "flow.circle_bins=4",
     "trainer.compile=false", "trainer.log_every=5", "trainer.checkpoint_every=10",
     "trainer.batch_size=64", "trainer.min_samples=1", "evaluation.n=500", "evaluation.chunk=200",
     "evaluation.n_saved=300", "evaluation.n_frames=40",
@@ -222,7 +223,7 @@ def test_openmm_as_the_energy(tmp_path: Path) -> None:
     for energy, compiled in (("torch", "false"), ("openmm", "auto")):
         folder = tmp_path / energy
         subprocess.run(
-            [*command("train", *SMALL, "trainer.max_steps=1", "trainer.batch_size=4", "seed=3",
+            [*command("train", *SMALL, "trainer.max_steps=1", "trainer.batch_size=50", "seed=3",
                       "optimizer.lr=1e-12", f"energy={energy}", f"trainer.compile={compiled}",
                       "evaluation.n=50", "evaluation.chunk=50"), f"hydra.run.dir={folder}"],
             check=True, cwd=ROOT, timeout=300,

@@ -22,6 +22,7 @@ from tests.runs.in_process import command
 
 SMALL = [
     "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4",
+    "flow.n_circle_couplings=2", "flow.circle_hidden=[16]", "flow.circle_bins=4",
     "trainer.compile=false", "trainer.log_every=5", "trainer.batch_size=64",
     "trainer.max_steps=40", "trainer.min_samples=1", "evaluation.n=400", "evaluation.chunk=200",
     "evaluation.n_saved=100", "evaluation.n_frames=40",
