@@ -33,6 +33,7 @@ from flows.losses import (
 )
 from flows.losses.base import kept, masked_mean
 from flows.types import Samples, Weights
+from tests.flows.bent import bent, perturbation
 
 LOG_Z = 1.7
 N = 200_001
@@ -308,10 +309,7 @@ def test_gradient_on_a_spline_flow_against_finite_differences(
 ) -> None:
     torch.set_default_dtype(torch.float64)
     sizes = {"n_couplings": 2, "hidden": (8,), "n_circle_couplings": 2, "circle_hidden": (8,)}
-    flow = spline_flow([True, False, False], **sizes, n_frequencies=2, seed=3)
-    with torch.no_grad():
-        for p in flow.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+    flow = bent(spline_flow([True, False, False], **sizes, n_frequencies=2, seed=3), 0.1)
     zero = torch.zeros(200)
     if loss.reparametrised:
         x, log_q = flow.rsample_and_log_prob(200, generator=torch.Generator().manual_seed(7))
@@ -323,7 +321,7 @@ def test_gradient_on_a_spline_flow_against_finite_differences(
     parameters, held = list(flow.parameters()), copy.deepcopy(flow)
     value, _ = loss(flow, samples)
     gradient = torch.autograd.grad(value, parameters)
-    direction = [torch.randn_like(p) for p in parameters]
+    direction = perturbation(flow, 1.0, seed=2)
     slope = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
 
     @torch.no_grad()

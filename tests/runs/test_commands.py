@@ -161,7 +161,7 @@ def refused(
         ("trainer.max_steps=0", "Expected steps >= 1 in stage 'train', got 0"),
         ("loss.drop=1.5", "Expected drop in [0, 1), got 1.5"),
         ("trainer.compile=maybe", "Expected compile to be auto, true or false, got 'maybe'"),
-        ("flow.n_bins=0", "Expected 1 <= n_bins < 1000, got 0"),
+        ("flow.n_bins=0", "Expected 1 <= n_bins < 10000, got 0"),
         ("evaluation.n=0", "Expected evaluation.n >= 1 and a whole number, got 0"),
         ("evaluation.chunk=2.5", "Expected evaluation.chunk >= 1 and a whole number, got 2.5"),
         ('system.molecule.sequence="ACE XYZ NME"', "XYZ"),
@@ -220,11 +220,11 @@ def test_ess_of_saved_weights_is_the_reported_one(trained: Path) -> None:
 def test_openmm_as_the_energy(tmp_path: Path) -> None:
     """The same samples, weighed by OpenMM itself: the same weights to float32 accuracy."""
     tables = []
-    for energy, compiled in (("torch", "false"), ("openmm", "auto")):
+    for energy in ("torch", "openmm"):
         folder = tmp_path / energy
         subprocess.run(
             [*command("train", *SMALL, "trainer.max_steps=1", "trainer.batch_size=50", "seed=3",
-                      "optimizer.lr=1e-12", f"energy={energy}", f"trainer.compile={compiled}",
+                      "optimizer.lr=1e-12", f"energy={energy}",
                       "evaluation.n=50", "evaluation.chunk=50"), f"hydra.run.dir={folder}"],
             check=True, cwd=ROOT, timeout=300,
         )  # fmt: skip
