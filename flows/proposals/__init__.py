@@ -5,6 +5,7 @@ from flows.proposals.base import Proposal
 from flows.proposals.buffer import Buffer
 from flows.proposals.dataset import Dataset, Points
 from flows.proposals.hmc import HMC
+from flows.proposals.metropolis import Metropolis
 from flows.proposals.mixture import Mixture
 from flows.proposals.model import HotModel, Model
 from flows.proposals.prioritised_buffer import PrioritisedBuffer
@@ -16,6 +17,7 @@ __all__ = [
     "Buffer",
     "Dataset",
     "HotModel",
+    "Metropolis",
     "Mixture",
     "Model",
     "Points",

@@ -19,6 +19,7 @@ class Model(Proposal):
     """
 
     can_reparametrise = True
+    independent = True
 
     def draw(
         self,
@@ -48,6 +49,8 @@ class HotModel(Proposal):
     Args:
         temperature: τ >= 1, that of the noise in units of its own.
     """
+
+    independent = True
 
     def __init__(self, temperature: float = 1.2) -> None:
         if not temperature >= 1:
