@@ -14,12 +14,14 @@ from flows.metrics.weights import (
     clip_log_weights,
     elbo,
     ess,
+    ess_curve,
     known,
     log_z,
     mean,
     pareto_k,
     pareto_k_threshold,
     reverse_kl,
+    verdict,
 )
 from flows.paths import Temperature
 from flows.proposals.base import flow_chunks
@@ -97,6 +99,7 @@ def weight_report(samples: Samples) -> dict[str, Any]:
         samples: Weighted samples; `log_w` is -inf where the density has no value.
     """
     log_w, n = samples.log_w, len(samples)
+    trust = verdict(log_w)
     z, bound, kl = log_z(log_w), elbo(log_w), reverse_kl(log_w)
     return {
         "n": n,
@@ -110,6 +113,16 @@ def weight_report(samples: Samples) -> dict[str, Any]:
         "reverse_kl_se": kl.se,
         "pareto_k": pareto_k(log_w),
         "pareto_k_threshold": pareto_k_threshold(n),
+        "reliable": trust.reliable,
+        "verdict": trust.reason,
+        "ess_curve": _curve(log_w),
         "nonfinite_fraction": float((~torch.isfinite(log_w)).double().mean()),
         "out_of_domain_fraction": float((samples.log_jac == -torch.inf).double().mean()),
     }
+
+
+def _curve(log_w: Tensor) -> dict[str, list[Any]]:
+    """ESS / N at N = 100, 1000, ... and at all samples: falling means that a tail is missing."""
+    n = len(log_w)
+    sizes = sorted({n, *(10**k for k in range(2, 9) if 10**k < n)})
+    return {"n": sizes, "ess": ess_curve(log_w, sizes).mean.tolist()}

@@ -4,21 +4,25 @@ import logging
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+from energies.reference import Reference
 from flows.evaluation import draw_weighted, weight_report
 from flows.flow import Flow
 from flows.training.checkpoint import load_checkpoint
 from flows.types import Samples
 from runs.building import build_flow, build_system, choose_device
 from runs.cli import CommandError, run_command
+from runs.comparison import compare, load_reference
+from runs.comparison import summary as comparison_summary
 from runs.compiling import compile_all
-from runs.folder import RunFolder, write_arrays, write_json
+from runs.folder import RunFolder, write_json, writing_into
 from runs.pictures import draw_pictures
+from runs.samples import write_samples
+from runs.summary import as_text, read_run, table
 from runs.systems import System
 
 log = logging.getLogger(__name__)
@@ -49,7 +53,13 @@ def read_sizes(settings: DictConfig) -> Sizes:
 
 
 def evaluate(
-    flow: Flow, system: System, folder: RunFolder, sizes: Sizes, *, seed: int
+    flow: Flow,
+    system: System,
+    folder: RunFolder,
+    sizes: Sizes,
+    *,
+    seed: int,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
     """Draw weighted samples and write everything that is known from them.
 
@@ -59,6 +69,7 @@ def evaluate(
         folder: Receives metrics.json, samples.npz, figures/ and what the system adds to them.
         sizes: How many samples to draw and to write.
         seed: Of the samples; training uses another stream.
+        reference: Ground truth to compare with.
 
     Returns:
         What metrics.json holds.
@@ -69,28 +80,33 @@ def evaluate(
     report["temperature"] = system.temperature
     report |= system.report(observed, samples.log_w)
     report |= system.held_out(flow, sizes.n, chunk=sizes.chunk)
+    said = [summary(report), *system.summary(report)]
+    if reference is not None:
+        chunk = sizes.chunk
+        found = compare(flow, system, reference, samples, observed, report, chunk=chunk)
+        report["reference"] = found
+        said += comparison_summary(found)
     write_json(folder.metrics, report)
     saved = slice(0, sizes.n_saved)
-    write_arrays(
+    write_samples(
         folder.samples,
-        x=x[saved].numpy(),
-        log_q=samples.log_q[saved].numpy(),
-        potential=samples.potential[saved].numpy(),
-        log_jac=samples.log_jac[saved].numpy(),
-        log_w=samples.log_w[saved].numpy(),
-        temperature=np.array(system.temperature),
-        **{f"{system.kind}_{name}": v[saved].numpy() for name, v in observed.items()},
+        replace(samples[saved], x=x[saved]),
+        {name: values[saved] for name, values in observed.items()},
+        kind=system.kind,
+        temperature=system.temperature,
     )
     system.write_frames(folder.path, x[: sizes.n_frames], generator)
     draw_pictures(folder, system, samples, observed)
-    log.info("%s", "\n".join([summary(report), *system.summary(report)]))
+    log.info("%s", "\n".join(said))
     return report
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Say what the weights tell in two lines."""
+    """Say what the weights tell in two lines, three if it is not to be believed."""
+    doubts = [] if report["reliable"] else [f"NOT TO BE TRUSTED: {report['verdict']}"]
     return "\n".join(
         [
+            *doubts,
             f"ESS {report['ess']:.1%} unclipped, {report['ess_clip1e-4']:.1%} clipped at 1e-4, "
             f"N = {report['n']:.0e}; Pareto k {report['pareto_k']:.2f} "
             f"(reliable below {report['pareto_k_threshold']:.2f})",
@@ -148,23 +164,37 @@ def load_flow(folder: RunFolder, system: System) -> Flow:
     return flow
 
 
-def run(config: DictConfig) -> None:
-    """Evaluate a run folder again.
+def evaluate_run(folder: RunFolder, config: DictConfig) -> None:
+    """Evaluate one run folder again.
 
     Args:
+        folder: Of a training run.
         config: Composed from `configs/evaluate.yaml`.
     """
-    folder = RunFolder.open(config.run)
     sizes = read_sizes(config.evaluation)
-    stored = folder.config
     device = choose_device(config.device)
-    system = build_system(stored, device=device)
+    system = build_system(folder.config, device=device)
+    reference = None if config.reference is None else load_reference(config.reference, system)
     flow = load_flow(folder, system).to(device)
     compile_all(flow, system.target, config.compile)
-    try:
-        evaluate(flow, system, folder, sizes, seed=config.seed)
-    except OSError as error:
-        raise CommandError(f"Expected to write into {folder.path}, got: {error}.") from error
+    with writing_into(folder.path):
+        evaluate(flow, system, folder, sizes, seed=config.seed, reference=reference)
+
+
+def run(config: DictConfig) -> None:
+    """Evaluate one run folder, or several and show them side by side.
+
+    Args:
+        config: Composed from `configs/evaluate.yaml`; `run` is a folder or a list of them.
+    """
+    several = OmegaConf.is_list(config.run)
+    folders = [RunFolder.open(path) for path in (config.run if several else [config.run])]
+    if not folders:
+        raise CommandError("Expected run=<folder of a training run>, got none.")
+    for folder in folders:
+        evaluate_run(folder, config)
+    if several:
+        log.info("%s", as_text(table([read_run(folder) for folder in folders])))
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,12 +37,19 @@ class RunFolder:
         self.figures = self.path / "figures"
 
     @classmethod
-    def open(cls, path: Path | str | None, *, key: str = "run") -> "RunFolder":
+    def open(
+        cls,
+        path: Path | str | None,
+        *,
+        key: str = "run",
+        needs: Sequence[str] = ("config.yaml", "checkpoints/last.pt"),
+    ) -> "RunFolder":
         """Return an existing run folder.
 
         Args:
             path: The folder.
             key: The config key that named it, for messages.
+            needs: Files that must be there.
 
         Raises:
             CommandError: It is not there, or holds no run.
@@ -52,11 +61,10 @@ class RunFolder:
             raise CommandError(
                 f"Expected {key} to be the folder of a run, got {path}: no such one."
             )
-        for file in (folder.config_file, folder.checkpoint):
-            if not file.is_file():
+        for name in needs:
+            if not (folder.path / name).is_file():
                 raise CommandError(
-                    f"Expected {key} to be the folder of a run, got {path}, which lacks "
-                    f"{file.relative_to(folder.path)}."
+                    f"Expected {key} to be the folder of a run, got {path}, which lacks {name}."
                 )
         return folder
 
@@ -91,6 +99,15 @@ def provenance() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "command": " ".join(sys.argv),
     }
+
+
+@contextmanager
+def writing_into(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a CommandError."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"Expected to write into {path}, got: {error}.") from error
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -15,7 +15,7 @@ from energies.reference import (
     log_weights,
     torus_counts,
 )
-from flows.metrics.histograms import torus_histogram, total_variation
+from flows.metrics.histograms import kl_divergence, torus_histogram, total_variation
 from runs.systems.base import Observable, System
 
 _MOST_SAMPLES = 4_000_000
@@ -51,8 +51,11 @@ def report(
         counts[name] = torus_counts(pair.flatten(1, 2), bins=bins)
         density[name] = torus_histogram(pair.flatten(0, 2), log_w.flatten(), bins)
         maps[name] = {
-            "tv_between_halves_raw": _between_halves(pair[:1], torch.zeros_like(log_w[:1]), bins),
-            "tv_between_halves_all": _between_halves(pair, log_w, bins),
+            f"{distance}_between_halves_{kind}": value
+            for kind, k in (("raw", slice(1)), ("all", slice(None)))
+            for distance, value in _between_halves(
+                pair[k], log_w[k] if kind == "all" else torch.zeros_like(log_w[k]), bins
+            ).items()
         }
     tempering, langevin, plan = session.tempering, session.tempering.langevin, session.plan
     coordinates = system.target.coordinates
@@ -179,13 +182,13 @@ def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4f}"
 
 
-def _between_halves(pair: Tensor, log_w: Tensor, bins: int) -> float:
+def _between_halves(pair: Tensor, log_w: Tensor, bins: int) -> dict[str, float]:
     half = pair.shape[1] // 2
     first, second = (
         torus_histogram(pair[:, s].flatten(0, 2), log_w[:, s].flatten(), bins)
         for s in (slice(half), slice(half, None))
     )
-    return total_variation(first, second)
+    return {"tv": total_variation(first, second), "kl": kl_divergence(first, second)}
 
 
 def _reweighted(values: Tensor, log_w: Tensor) -> dict[str, float]:

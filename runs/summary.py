@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -20,6 +21,7 @@ Figures = dict[str, float]
 COLUMNS = (
     "n", "n_evals", "steps", "time_s", "ess", "ess_clip1e-4", "log_z", "log_z_error",
     "forward_kl", "reverse_kl", "pareto_k", "basins.found", "basins.worst",
+    "reference.forward_kl", "reference.energy.w1_reweighted.value", "reference.torus_w2.raw",
 )  # fmt: skip
 """What the text shows first, where a run has it; populations follow. The CSV has everything."""
 
@@ -50,13 +52,18 @@ def find_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise CommandError(f"Expected the folder of some runs, got {folder}: no such one.")
-    runs = [_read(RunFolder(path.parent)) for path in folder.rglob("metrics.json")]
+    runs = [read_run(RunFolder(path.parent)) for path in folder.rglob("metrics.json")]
     if not runs:
         raise CommandError(f"Expected evaluated runs below {folder}, got none.")
     return sorted(runs, key=lambda run: (run.system, run.name, run.seed, run.folder))
 
 
-def _read(folder: RunFolder) -> Run:
+def read_run(folder: RunFolder) -> Run:
+    """Return the figures of one evaluated run.
+
+    Raises:
+        CommandError: The folder lacks them, or they cannot be read.
+    """
     config = folder.config
     try:
         figures = _flat(json.loads(folder.metrics.read_text(encoding="utf-8")))
@@ -85,10 +92,14 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Figures:
 
 
 def shown(runs: Sequence[Run]) -> list[str]:
-    """Return the columns of the text: those of `COLUMNS` that occur, then populations."""
+    """Return the columns of the text: those of `COLUMNS` that occur, then maps, then populations."""
     known = {name for run in runs for name in run.figures}
-    populations = [f for f in known if f.startswith("populations.") and f.endswith(".value")]
-    return [name for name in COLUMNS if name in known] + sorted(populations)
+    kinds = tuple(
+        re.compile(kind)
+        for kind in (r"reference\.maps\..*\.tv_(raw\.value|floor)", r"populations\..*\.value")
+    )
+    further = [sorted(filter(kind.fullmatch, known)) for kind in kinds]
+    return [name for name in COLUMNS if name in known] + [f for group in further for f in group]
 
 
 def table(runs: Sequence[Run]) -> list[list[str]]:
@@ -112,7 +123,9 @@ def table(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def _short(name: str) -> str:
-    return name.removeprefix("populations.").removesuffix(".value")
+    for kind in ("populations.", "reference.maps.", "reference."):
+        name = name.removeprefix(kind)
+    return name.removesuffix(".value")
 
 
 def _number(value: float | None) -> str:
@@ -124,6 +137,15 @@ def _mean(values: Sequence[float]) -> str:
         return _number(statistics.fmean(values) if values else None)
     error = statistics.stdev(values) / math.sqrt(len(values))
     return f"{statistics.fmean(values):.4g} ± {error:.2g}"
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as lines whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
@@ -147,11 +169,7 @@ def main() -> None:
         write_csv(runs, folder / "summary.csv")
     except (CommandError, OSError) as error:
         sys.exit(str(error))
-    rows = table(runs)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(f"{line.rstrip()}\n")
+    sys.stdout.write(f"{as_text(table(runs))}\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,17 @@
 """Metrics: pure functions of weighted points, and of a reference where there is one."""
 
+from flows.metrics.bootstrap import (
+    Interval,
+    bootstrap,
+    bootstrap_distances,
+    bootstrap_means,
+    bootstrap_populations,
+    bootstrap_sums,
+    effective_inside,
+    free_energy_of,
+)
 from flows.metrics.histograms import (
+    blocked_histogram,
     floor,
     jensen_shannon,
     kl_divergence,
@@ -9,10 +20,11 @@ from flows.metrics.histograms import (
     total_variation,
 )
 from flows.metrics.populations import Box, free_energy_difference, in_box, population
+from flows.metrics.transport import line_distance, torus_distance, torus_floor
 from flows.metrics.weights import (
     EssCurve,
     Estimate,
-    bootstrap,
+    Verdict,
     clip_log_weights,
     effective_size,
     elbo,
@@ -24,6 +36,7 @@ from flows.metrics.weights import (
     pareto_k_threshold,
     resample,
     reverse_kl,
+    verdict,
     weighted_mean,
 )
 
@@ -31,17 +44,27 @@ __all__ = [
     "Box",
     "EssCurve",
     "Estimate",
+    "Interval",
+    "Verdict",
+    "blocked_histogram",
     "bootstrap",
+    "bootstrap_distances",
+    "bootstrap_means",
+    "bootstrap_populations",
+    "bootstrap_sums",
     "clip_log_weights",
+    "effective_inside",
     "effective_size",
     "elbo",
     "ess",
     "ess_curve",
     "floor",
     "free_energy_difference",
+    "free_energy_of",
     "in_box",
     "jensen_shannon",
     "kl_divergence",
+    "line_distance",
     "log_z",
     "mean",
     "pareto_k",
@@ -50,7 +73,10 @@ __all__ = [
     "resample",
     "reverse_kl",
     "torsion_histogram",
+    "torus_distance",
+    "torus_floor",
     "torus_histogram",
     "total_variation",
+    "verdict",
     "weighted_mean",
 ]

@@ -128,8 +128,36 @@ def floor(
     )
 
 
+def blocked_histogram(
+    angles: Tensor, log_w: Tensor | None = None, bins: int = 100, *, n_blocks: int = 400
+) -> Tensor:
+    """Return what lies in each bin by blocks of consecutive rows: what `bootstrap_sums` takes.
+
+    Args:
+        angles: Radians, [n] or [n, 2].
+        log_w: Log weights, [n]; all equal if None. A row of -inf is not counted.
+        bins: Number of bins a dimension.
+        n_blocks: Number of blocks; their sum is in proportion to the histogram of all rows.
+
+    Returns:
+        Sums of weights up to a factor, float64 [n_blocks, bins ** d].
+    """
+    return _counts(angles[:, None] if angles.ndim == 1 else angles, log_w, bins, n_blocks)
+
+
+def as_density(counts: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return what is in the bins, [bins ** d], as a density of shape [bins] * d."""
+    volume = math.prod(2 * math.pi / bins for bins in shape)
+    return (counts / (counts.sum() * volume)).reshape(shape)
+
+
 def _histogram(angles: Tensor, log_w: Tensor | None, bins: int) -> Tensor:
     """Return the density of `angles` [n, d] as float64 [bins] * d."""
+    return as_density(_counts(angles, log_w, bins, 1)[0], (bins,) * angles.shape[1])
+
+
+def _counts(angles: Tensor, log_w: Tensor | None, bins: int, n_blocks: int) -> Tensor:
+    """Return the weight in each bin, [n_blocks, bins ** d], for `angles` [n, d]."""
     n, d = angles.shape
     if bins < 1:
         raise FlowInputError(f"Expected bins >= 1, got {bins}.")
@@ -139,12 +167,13 @@ def _histogram(angles: Tensor, log_w: Tensor | None, bins: int) -> Tensor:
     if lw is not None and len(lw) != n:
         raise FlowInputError(f"Expected log_w of shape [{n}] like angles, got {list(lw.shape)}.")
     top = 0.0 if lw is None else float(lw.max())
-    counts = torch.zeros(bins**d, dtype=torch.float64, device=angles.device)
+    counts = torch.zeros(n_blocks * bins**d, dtype=torch.float64, device=angles.device)
     for start in range(0, n, _CHUNK):
         a = angles[start : start + _CHUNK].detach().to(torch.float64)
+        flat = torch.arange(start, start + len(a), device=a.device) * n_blocks // n
         weight = None if lw is None else (lw[start : start + _CHUNK] - top).exp()
         if weight is not None:
-            a, weight = a[weight > 0], weight[weight > 0]
+            a, flat, weight = a[weight > 0], flat[weight > 0], weight[weight > 0]
         if not bool(a.isfinite().all()):
             raise FlowInputError(
                 f"Expected finite angles where the weight is positive, "
@@ -152,12 +181,10 @@ def _histogram(angles: Tensor, log_w: Tensor | None, bins: int) -> Tensor:
             )
         # The remainder also catches -π - 1 ulp, whose bin would round up to `bins`.
         digits = ((a + math.pi) * (bins / (2 * math.pi))).floor().long().remainder(bins)
-        flat = digits[:, 0]
-        for column in range(1, d):
+        for column in range(d):
             flat = flat * bins + digits[:, column]
-        counts += torch.bincount(flat, weight, minlength=bins**d)
-    volume = (2 * math.pi / bins) ** d
-    return (counts / (counts.sum() * volume)).reshape((bins,) * d)
+        counts += torch.bincount(flat, weight, minlength=len(counts))
+    return counts.reshape(n_blocks, bins**d)
 
 
 def _bin_volume(p: Tensor) -> float:

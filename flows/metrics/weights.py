@@ -4,11 +4,11 @@ Every function takes the log weights log w = log p - log q of n points drawn fro
 sums in float64, and shares one rule for the values: a row of -inf is a legitimate weight of zero
 and counts in n; NaN or +inf is an error in what came before and raises `FlowInputError`.
 Standard errors are those of independent rows; with an infinite variance of w (Pareto k above 1/2)
-they are too small, which `bootstrap` cannot mend either.
+they are too small, which a bootstrap cannot mend either.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +23,13 @@ class Estimate(NamedTuple):
 
     value: float
     se: float
+
+
+class Verdict(NamedTuple):
+    """Whether weights can be trusted, and why, in words."""
+
+    reliable: bool
+    reason: str
 
 
 class EssCurve(NamedTuple):
@@ -228,6 +235,27 @@ def pareto_k_threshold(n: int) -> float:
     return min(1 - 1 / math.log10(n), 0.7)
 
 
+def verdict(log_w: Tensor, *, min_size: float = 100.0) -> Verdict:
+    """Say whether averages over weighted samples can be believed, as far as weights can tell.
+
+    Weights know nothing of a region that no sample has seen.
+
+    Args:
+        log_w: Log weights, [n], n >= 2.
+        min_size: Effective samples below which an average is not worth its error.
+    """
+    n = len(check_log_weights(log_w, min_rows=2))
+    size, k, limit = effective_size(log_w), pareto_k(log_w), pareto_k_threshold(n)
+    found = f"{size:.4g} effective of {n} samples"
+    if size < min_size:
+        return Verdict(False, f"{found}, where at least {min_size:g} are needed")
+    if k >= limit:
+        return Verdict(
+            False, f"{found}, but Pareto k {k:.2f} is not below {limit:.2f}: few weights carry all"
+        )
+    return Verdict(True, f"{found}, Pareto k {k:.2f} below {limit:.2f}")
+
+
 def mean(values: Tensor) -> Estimate:
     """Return the plain mean of `values` [n], that is of q itself, with its standard error."""
     if values.ndim != 1 or len(values) < 2:
@@ -296,36 +324,6 @@ def resample(
         raise FlowInputError(f"Expected method 'multinomial' or 'systematic', got {method!r}.")
     index = torch.searchsorted(cdf, u * cdf[-1], right=True)
     return index.clamp(max=int((lw > -math.inf).nonzero()[-1]))  # u * cdf[-1] may round up to it
-
-
-def bootstrap(
-    statistic: Callable[[Tensor], float],
-    n: int,
-    *,
-    n_rep: int = 200,
-    generator: torch.Generator,
-) -> Estimate:
-    """Return mean and standard deviation of a statistic over Poisson bootstrap replicates.
-
-    Each replicate takes every row Poisson(1) times; one replicate is held at a time.
-
-    Args:
-        statistic: Function of the rows taken, int64 [about n], for instance
-            ``lambda rows: log_z(log_w[rows]).value``.
-        n: Number of rows, at least 30 (so that no replicate is empty).
-        n_rep: Number of replicates, at least 2.
-        generator: Source of randomness, on the device where the rows are wanted.
-    """
-    if n < 30 or n_rep < 2:
-        raise FlowInputError(f"Expected n >= 30 and n_rep >= 2, got n={n} and n_rep={n_rep}.")
-    rate = torch.ones(n, device=generator.device)
-    values = torch.empty(n_rep, dtype=torch.float64)
-    for r in range(n_rep):
-        counts = torch.poisson(rate, generator=generator)
-        # Rows taken once or more, then those taken twice or more ...: quicker than repeating.
-        repeats = range(int(counts.max()))
-        values[r] = statistic(torch.cat([(counts > k).nonzero()[:, 0] for k in repeats]))
-    return Estimate(float(values.mean()), float(values.std()))
 
 
 def _positive_rows(log_w: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from flows.proposals.dataset import Dataset, Points
 from flows.proposals.hmc import HMC
 from flows.proposals.hot_angles import HotAngles
 from flows.proposals.hot_model import HotModel
+from flows.proposals.metropolis import Metropolis
 from flows.proposals.mixture import Mixture
 from flows.proposals.model import Model
 from flows.proposals.prioritised_buffer import PrioritisedBuffer
@@ -19,6 +20,7 @@ __all__ = [
     "Dataset",
     "HotAngles",
     "HotModel",
+    "Metropolis",
     "Mixture",
     "Model",
     "Points",

@@ -25,25 +25,36 @@ class AIS(Proposal):
     x_0 ~ q, and x_k is x_{k-1} after a move that leaves f_k invariant, k = 1..K. α = 1 goes to p
     itself, α = 2 to p²/q, the best measure for the α-divergence of order 2. The weights are exact
     whatever the moves: in expectation over them E[w h(x_K)] = Z E_p[h], with log_w towards the aim
-    and log_q = log_p - log_w. A batch costs 1 + K n_leapfrog energies a row, with forces.
+    and log_q = log_p - log_w. A batch costs 1 + (K + L) n_leapfrog energies a row, with forces.
 
     Args:
         n_bridges: K, densities at which points move; 0 for plain importance sampling.
         alpha: α > 0.
         moves: How points move; `HMC()` if not given.
+        n_final: L, moves at the end of the way, which leave π invariant and the weights as they
+            are: they bring out what the flow blurs.
 
     References:
         Neal, Annealed importance sampling, physics/9803008; Midgley et al., arXiv 2208.01893.
     """
 
+    independent = True
+
     def __init__(
-        self, n_bridges: int = 8, *, alpha: float = 1.0, moves: HMC | None = None
+        self,
+        n_bridges: int = 8,
+        *,
+        alpha: float = 1.0,
+        moves: HMC | None = None,
+        n_final: int = 0,
     ) -> None:
         if n_bridges < 0:
             raise FlowInputError(f"Expected n_bridges >= 0, got {n_bridges}.")
+        if n_final < 0:
+            raise FlowInputError(f"Expected n_final >= 0, got {n_final}.")
         if not 0 < alpha < math.inf:
             raise FlowInputError(f"Expected alpha > 0, got {alpha}.")
-        self.n_bridges, self.alpha = n_bridges, alpha
+        self.n_bridges, self.alpha, self.n_final = n_bridges, alpha, n_final
         self.moves = HMC() if moves is None else moves
 
     def draw(
@@ -64,12 +75,15 @@ class AIS(Proposal):
         walkers = evaluate(flow.sample_and_log_prob(n, generator=generator)[0])
         rise = self.alpha / (self.n_bridges + 1)
         log_w = rise * walkers.samples.log_w
-        for k in range(1, self.n_bridges + 1):
+        last = self.n_bridges + 1
+        for k in range(1, last + 1 if self.n_final else last):
             walkers, log_w = self.select(walkers, log_w, generator)
-            walkers = self.moves.move(
-                walkers, evaluate, flow.periodic, share=k * rise, place=k, generator=generator
-            )
-            log_w = log_w + rise * walkers.samples.log_w
+            for _ in range(self.n_final if k == last else 1):
+                walkers = self.moves.move(
+                    walkers, evaluate, flow.periodic, share=k * rise, place=k, generator=generator
+                )
+            if k < last:
+                log_w = log_w + rise * walkers.samples.log_w
         samples = walkers.samples
         # From π to the aim: p/π = (p/q)^{1-α}.
         log_w = log_w + (1 - self.alpha) * samples.log_w
@@ -106,11 +120,14 @@ class SMC(AIS):
         n_bridges: K, densities at which points move.
         alpha: α > 0.
         moves: How points move; `HMC()` if not given.
+        n_final: L, moves at the end of the way.
         ess: Share of the batch below which the ESS causes resampling, in (0, 1].
 
     References:
         Del Moral, Doucet, Jasra, Sequential Monte Carlo samplers, JRSS B 68 (2006).
     """
+
+    independent = False
 
     def __init__(
         self,
@@ -118,9 +135,10 @@ class SMC(AIS):
         *,
         alpha: float = 1.0,
         moves: HMC | None = None,
+        n_final: int = 0,
         ess: float = 0.5,
     ) -> None:
-        super().__init__(n_bridges, alpha=alpha, moves=moves)
+        super().__init__(n_bridges, alpha=alpha, moves=moves, n_final=n_final)
         if not 0 < ess <= 1:
             raise FlowInputError(f"Expected ess in (0, 1], got {ess}.")
         self.ess = ess

@@ -19,10 +19,13 @@ class Proposal(Stateful, ABC):
     Attributes:
         can_reparametrise: Whether points can carry the gradient of the flow that drew them.
         gives: What is known of the density that drew the points.
+        independent: Whether points are drawn independently of each other, so that the effective
+            size of their weights is that of independent samples.
     """
 
     can_reparametrise: bool = False
     gives: Weights = Weights.ABSOLUTE
+    independent: bool = False
 
     @abstractmethod
     def draw(

@@ -24,6 +24,8 @@ class HotModel(Proposal):
         temperature: τ >= 1, that of the noise in units of its own.
     """
 
+    independent = True
+
     def __init__(self, temperature: float = 1.2) -> None:
         if not temperature >= 1:
             raise FlowInputError(f"Expected temperature >= 1 of hot_model, got {temperature}.")

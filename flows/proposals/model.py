@@ -17,6 +17,7 @@ class Model(Proposal):
     """
 
     can_reparametrise = True
+    independent = True
 
     def draw(
         self,

@@ -82,6 +82,11 @@ class AnalyticSystem(System):
         """What it is in place of a molecule."""
         return type(self.density).__name__
 
+    @property
+    def particles(self) -> tuple[str, ...]:
+        """Names of y."""
+        return tuple(f"{self.kind}_{k}" for k in self.observed)
+
     def measure(self, xyz: Tensor) -> Tensor:
         """Return y, [..., D]."""
         return xyz.flatten(-2)
@@ -152,7 +157,9 @@ class AnalyticSystem(System):
             )
         }
 
-    def write_frames(self, folder: Path, x: Tensor, generator: torch.Generator) -> None:
+    def write_frames(
+        self, folder: Path, x: Tensor, generator: torch.Generator, *, file_format: str = "xtc"
+    ) -> None:
         """Write nothing: samples.npz has all of y."""
 
     def masses(self, *, hydrogen_mass: float | None) -> Tensor:

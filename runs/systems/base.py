@@ -1,8 +1,9 @@
 """What the commands need to know of a system, whatever it is made of."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -11,6 +12,9 @@ from torch import Tensor
 from energies.errors import EnergyInputError
 from energies.target import EnergyTarget
 from flows.flow import Flow
+
+if TYPE_CHECKING:
+    import mdtraj
 
 
 class Observable(NamedTuple):
@@ -56,6 +60,11 @@ class System(ABC):
     def size(self) -> str:
         """How large it is, such as "22 atoms"."""
 
+    @property
+    @abstractmethod
+    def particles(self) -> tuple[str, ...]:
+        """What moves, in the order of positions: equal where energies of one fit the other."""
+
     def observe(self, x: Tensor) -> Tensor:
         """Return what is kept of every sample, [n, K], for x of shape [n, D]."""
         return self.measure(self.target.coordinates.to_xyz(x)[0])
@@ -92,14 +101,31 @@ class System(ABC):
         """Return pictures of the samples by file name; arguments as in `report`."""
 
     @abstractmethod
-    def write_frames(self, folder: Path, x: Tensor, generator: torch.Generator) -> None:
+    def write_frames(
+        self, folder: Path, x: Tensor, generator: torch.Generator, *, file_format: str = "xtc"
+    ) -> None:
         """Write samples for other programs to open, if there are such.
 
         Args:
-            folder: The run folder.
+            folder: Receives them.
             x: Flow coordinates, [n, D].
             generator: Source of randomness.
+            file_format: One of `runs.trajectory.FORMATS`.
         """
+
+    def trajectories(self, x: Tensor, generator: torch.Generator) -> "Iterator[mdtraj.Trajectory]":
+        """Yield samples as mdtraj's trajectories, in pieces of bounded size.
+
+        Args:
+            x: Flow coordinates, [n, D].
+            generator: Source of randomness.
+
+        Raises:
+            EnergyInputError: The system has no atoms.
+        """
+        raise EnergyInputError(
+            f"Expected a molecule for observables of its frames, got {self.name}."
+        )
 
     @abstractmethod
     def masses(self, *, hydrogen_mass: float | None) -> Tensor:

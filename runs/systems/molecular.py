@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mdtraj
 import openmm
 import torch
 from matplotlib.figure import Figure
@@ -16,8 +17,9 @@ from energies.internal import InternalCoordinates
 from energies.molecule import Molecule
 from energies.reference import masses_from_openmm, repartition
 from energies.target import MolecularTarget
+from flows.metrics.bootstrap import bootstrap_populations, free_energy_of
 from flows.metrics.histograms import torsion_histogram, torus_histogram
-from flows.metrics.populations import in_box, population
+from flows.metrics.populations import in_box
 from runs.figures import Marginal, ramachandran, torsion_marginals
 from runs.systems.base import Observable, System, check_temperature
 from runs.trajectory import write_trajectory
@@ -89,20 +91,37 @@ class MolecularSystem(System):
         """Number of atoms."""
         return f"{self.molecule.n_atoms} atoms"
 
+    @property
+    def particles(self) -> tuple[str, ...]:
+        """Labels of the atoms, and of the bonds that do not stretch."""
+        labels = self.molecule.labels
+        rigid = (f"{labels[i]}={labels[j]}" for i, j in self.molecule.constrained_bonds)
+        return (*labels, *rigid)
+
     def measure(self, xyz: Tensor) -> Tensor:
         """Return the torsions, radians, [..., K]."""
         return torsions(xyz, list(self.torsions.values()))
 
     def report(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Any]:
-        """Return the populations of the basins, raw and reweighted."""
+        """Return populations of the basins and what they are worth in energy, kJ/mol."""
+        inside = {name: in_box(observed, box) for name, box in self.basins.items()}
+        found = {
+            kind: bootstrap_populations(
+                inside, weights, generator=torch.Generator().manual_seed(0)
+            )
+            for kind, weights in (("raw", torch.zeros_like(log_w)), ("reweighted", log_w))
+        }
         return {
             "populations": {
+                name: {kind: p[name]._asdict() for kind, p in found.items()} for name in inside
+            },
+            "free_energies": {
                 name: {
-                    "raw": population(observed, box)._asdict(),
-                    "reweighted": population(observed, box, log_w=log_w)._asdict(),
+                    kind: free_energy_of(p[name], temperature=self.temperature)._asdict()
+                    for kind, p in found.items()
                 }
-                for name, box in self.basins.items()
-            }
+                for name in inside
+            },
         }
 
     def summary(self, report: dict[str, Any]) -> list[str]:
@@ -134,9 +153,18 @@ class MolecularSystem(System):
             )
         return figures
 
-    def write_frames(self, folder: Path, x: Tensor, generator: torch.Generator) -> None:
-        """Write samples.xtc and topology.pdb."""
-        write_trajectory(folder, self._frames(x, generator), self.molecule.topology)
+    def write_frames(
+        self, folder: Path, x: Tensor, generator: torch.Generator, *, file_format: str = "xtc"
+    ) -> None:
+        """Write samples.<format> and topology.pdb."""
+        frames = self._frames(x, generator)
+        write_trajectory(folder, frames, self.molecule.topology, file_format=file_format)
+
+    def trajectories(self, x: Tensor, generator: torch.Generator) -> Iterator[mdtraj.Trajectory]:
+        """Yield positions with their topology, labels of symmetric rotors exchanged at random."""
+        topology = self.molecule.to_mdtraj()
+        for xyz in self._frames(x, generator):
+            yield mdtraj.Trajectory(xyz.numpy(), topology)
 
     def masses(self, *, hydrogen_mass: float | None) -> Tensor:
         """Return the masses of the System, those of hydrogens changed if asked for."""

@@ -24,6 +24,7 @@ from flows.proposals import (
     Buffer,
     Dataset,
     HotModel,
+    Metropolis,
     Mixture,
     Model,
     Points,
@@ -80,6 +81,8 @@ INDEPENDENT: dict[str, Callable[[], Proposal]] = {
     "mala": lambda: AIS(10, moves=HMC(1, step_size=0.2, acceptance=0.57)),
     "ais_to_p2_over_q": lambda: AIS(6, alpha=2.0, moves=HMC(3, step_size=0.2)),
     "importance_sampling": lambda: AIS(0),
+    "ais_and_moves": lambda: AIS(3, moves=HMC(3, step_size=0.2), n_final=3),
+    "moves_alone": lambda: AIS(0, moves=HMC(3, step_size=0.2), n_final=3),
 }
 
 
@@ -127,6 +130,64 @@ def test_log_z_of_smc(make_target: Callable[[], AnalyticTarget], alpha: float) -
     se = float(ratio.std()) / math.sqrt(len(ratio))
     assert abs(float(ratio.mean()) - 1) < 6 * se
     assert se < 0.25
+
+
+def test_resampled_and_moved_points_have_the_moments_of_the_target() -> None:
+    """Of the aim itself, and with equal weights within each batch."""
+    target = wells()
+    flow = wide_flow(4, bent=0.2)
+    proposal = SMC(0, moves=HMC(4, step_size=0.2), n_final=5, ess=1.0)
+    batches = drawn(proposal, flow, target, 7, n=256, batches=40)
+    assert all(float(s.log_w.std()) < 1e-9 for s in batches)
+    # Equal weights of a batch are its mean weight: batches differ, and are what is independent.
+    w = torch.stack([s.log_w[0] for s in batches]).exp()
+    means = torch.stack([s.x.square().mean(0) for s in batches])
+    mean = (w[:, None] * means).sum(0) / w.sum()
+    error = ((w[:, None] * (means - mean)).square().sum(0)).sqrt() / w.sum()
+    mean_exact, covariance = target.energy.moments(300.0)
+    exact = covariance.diagonal() + mean_exact.square()
+    assert bool(((mean - exact).abs() < 6 * error).all())
+    assert float(error.max()) < 0.1
+    assert len(torch.cat([s.x for s in batches]).unique(dim=0)) > 0.97 * 40 * 256
+
+
+def test_moves_at_the_end_cost_what_they_say() -> None:
+    target = wells()
+    drawn(AIS(1, moves=HMC(4), n_final=3), wide_flow(4), target, 0, n=10)
+    assert target.n_evals == 10 * (1 + (1 + 3) * 4)
+
+
+def test_metropolis_keeps_exact_points_exact() -> None:
+    target, flow = wells(), wide_flow(4)
+    generator = torch.Generator().manual_seed(11)
+    x = target.energy.sample(N, 300.0, generator=generator).flatten(1)
+    proposal = Metropolis(burn_in=0)
+    proposal.load_state_dict(
+        {"chains": PATH.evaluate(target, x, flow.log_prob(x)).tensors()}, flow
+    )
+    *_, last = drawn(proposal, flow, target, 12, batches=25)
+    assert 0.05 < proposal.figures()["acceptance"] < 0.95
+    assert float((last.x != x).any(1).double().mean()) > 0.8
+    fresh = target.energy.sample(20 * N, 300.0, generator=generator).flatten(1)
+    for moment in (torch.cos, torch.sin, lambda y: y, torch.square):
+        a, b = moment(last.x), moment(fresh)
+        se = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+        assert bool(((a.mean(0) - b.mean(0)).abs() < 6 * se).all())
+
+
+def test_metropolis_finds_the_target_from_its_own_start() -> None:
+    """Its points weigh the same, and say so; log_q lacks the constant log Z."""
+    target, flow = wells(), wide_flow(4)
+    (samples,) = drawn(Metropolis(burn_in=60), flow, target, 3)
+    assert target.n_evals == 62 * N
+    assert torch.equal(samples.log_w, torch.zeros(N, dtype=torch.float64))
+    assert torch.equal(samples.log_q, samples.log_p)
+    assert torch.allclose(target.log_prob(target.evaluate(samples.x), 300.0), samples.log_p)
+    mean, covariance = target.energy.moments(300.0)
+    a = samples.x.square()
+    # Chains share nothing but their start: rows are as good as independent after 60 steps.
+    error = a.std(0) / math.sqrt(N)
+    assert bool(((a.mean(0) - covariance.diagonal() - mean.square()).abs() < 6 * error).all())
 
 
 def test_smc_draws_points_anew_and_keeps_the_mean_weight() -> None:
@@ -406,6 +467,8 @@ def test_a_mixture_of_data_and_model_gives_no_weights() -> None:
         (lambda: HMC(adaptation=-1.0), "Expected adaptation >= 0, got -1.0"),
         (lambda: AIS(-1), "Expected n_bridges >= 0, got -1"),
         (lambda: AIS(alpha=0.0), "Expected alpha > 0, got 0.0"),
+        (lambda: AIS(n_final=-1), "Expected n_final >= 0, got -1"),
+        (lambda: Metropolis(-1), "Expected burn_in >= 0, got -1"),
         (lambda: SMC(ess=0.0), r"Expected ess in \(0, 1\], got 0.0"),
         (lambda: PrioritisedBuffer(AIS(), size=10, min_size=11), "min_size <= size = 10, got 11"),
         (lambda: PrioritisedBuffer(AIS(), steps=0), "Expected steps >= 1, got 0"),

@@ -1,6 +1,7 @@
 """Weights of a Gaussian proposal N(0, σ²) towards exp(-x²/2) have closed forms for everything."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from flows.errors import FlowInputError
 from flows.metrics import (
-    bootstrap,
     clip_log_weights,
     effective_size,
     elbo,
@@ -20,6 +20,7 @@ from flows.metrics import (
     pareto_k_threshold,
     resample,
     reverse_kl,
+    verdict,
     weighted_mean,
 )
 
@@ -130,20 +131,6 @@ def test_mean_is_the_textbook_one() -> None:
     assert se == pytest.approx(math.sqrt(7 / 3), rel=1e-12)
 
 
-def test_bootstrap_agrees_with_the_delta_method() -> None:
-    """300 replicates give the error to 4 %; 4 of these are allowed."""
-    x, log_w = draw(2000, seed=3)
-    cases = [
-        (log_z(log_w), lambda rows: log_z(log_w[rows]).value),
-        (reverse_kl(log_w), lambda rows: reverse_kl(log_w[rows]).value),
-        (weighted_mean(x**2, log_w), lambda rows: weighted_mean(x[rows] ** 2, log_w[rows]).value),
-    ]
-    for (value, se), statistic in cases:
-        boot = bootstrap(statistic, 2000, n_rep=300, generator=generator(4))
-        assert boot.se == pytest.approx(se, rel=4 / math.sqrt(600))
-        assert abs(boot.value - value) < 4 * se / math.sqrt(300) + 5e-4
-
-
 def test_clip_lowers_the_top_k_to_the_kth() -> None:
     log_w = torch.arange(20_000, dtype=torch.float64).flip(0)
     clipped = clip_log_weights(log_w, 1e-4)  # K = 2
@@ -252,5 +239,24 @@ def test_other_bad_arguments_raise() -> None:
         weighted_mean(torch.tensor([0.0, 0.0, math.nan, 0.0, 0.0]), log_w)
     with pytest.raises(FlowInputError, match="Expected method"):
         resample(log_w, 3, generator(0), method="stratified")  # type: ignore[arg-type]
-    with pytest.raises(FlowInputError, match="Expected n >= 30"):
-        bootstrap(lambda rows: 0.0, 5, generator=generator(0))
+
+
+def test_verdict_is_in_words() -> None:
+    _, log_w = draw(10_000, seed=9)
+    good = verdict(log_w)
+    assert good.reliable
+    assert re.fullmatch(
+        r"\d+ effective of 10000 samples, Pareto k -?\d\.\d\d below 0\.70", good.reason
+    )
+    few = verdict(log_w, min_size=1e5)
+    assert not few.reliable
+    assert few.reason.endswith("where at least 100000 are needed")
+    # w = q^-0.9 has the tail index k = 0.9.
+    x, _ = draw(10_000, seed=9)
+    heavy = verdict(0.5 * x**2 / SIGMA**2 * 0.9, min_size=2)
+    assert not heavy.reliable
+    assert "few weights carry all" in heavy.reason
+    one = torch.full((1000,), -900.0)
+    one[4] = 0.0
+    assert verdict(one) == (False, "1 effective of 1000 samples, where at least 100 are needed")
+    assert not verdict(torch.full((50,), -math.inf)).reliable
