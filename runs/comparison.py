@@ -141,8 +141,8 @@ def summary(found: dict[str, Any]) -> list[str]:
             )
     e = found["energy"]
     lines.append(
-        f"energy W1: raw {e['w1_raw']['value']:.3g}, reweighted {e['w1_reweighted']['value']:.3g}, "
-        f"floor {e['w1_floor']:.3g} kJ/mol"
+        f"energy W1: raw {e['w1_raw']['value']:.3g}, "
+        f"reweighted {e['w1_reweighted']['value']:.3g}, floor {e['w1_floor']:.3g} kJ/mol"
     )
     if "torus_w2" in found:
         t = found["torus_w2"]

@@ -127,7 +127,8 @@ def draw(
             first = torch.logaddexp(first, part.log_w.logsumexp(0))
             second = torch.logaddexp(second, (2 * part.log_w).logsumexp(0))
             before = reached
-            reached = float(n) if wanted.n is not None else float((2 * first - second).exp())
+            size = (2 * first - second).nan_to_num(-math.inf)  # while every weight is zero
+            reached = float(n) if wanted.n is not None else float(size.exp())
             bar.update(min(reached, total) - before)
     samples = Samples.cat(parts)[: wanted.n]
     means = {name: fmean(row[name] for row in figures) for name in figures[-1]}
@@ -147,7 +148,9 @@ def evenly(samples: Samples, n: int, generator: torch.Generator) -> Samples:
 
 
 def report(samples: Samples, source: Proposal) -> dict[str, Any]:
-    """Return what the weights say; of equal weights, which say nothing, how many states differ.
+    """Return what is known of samples.
+
+    Weights judge samples that are independent; of others only log Z is given, if they tell it.
 
     Args:
         samples: As drawn.
@@ -157,13 +160,15 @@ def report(samples: Samples, source: Proposal) -> dict[str, Any]:
     found = {"n": n, "distinct": len(samples.potential.unique())}
     if source.gives < Weights.ABSOLUTE:
         return found
-    log_w, trust = samples.log_w, verdict(samples.log_w)
+    log_w = samples.log_w
     z = log_z(log_w)
+    if not source.independent:
+        return found | {"log_z": z.value}
+    trust = verdict(log_w)
     return found | {
-        "effective_size": effective_size(log_w),
-        "independent": source.independent,
         "log_z": z.value,
         "log_z_se": z.se,
+        "effective_size": effective_size(log_w),
         "pareto_k": pareto_k(log_w),
         "pareto_k_threshold": pareto_k_threshold(n),
         "reliable": trust.reliable,
@@ -175,15 +180,11 @@ def say(found: dict[str, Any]) -> list[str]:
     """Say in lines what a report holds."""
     lines = [f"{found['n']} samples, {found['distinct']} distinct, {found['n_evals']} energies"]
     if "verdict" in found:
-        lines.append(
-            f"{found['verdict']}; log Z {found['log_z']:.4f} ± {found['log_z_se']:.4f}"
-            if found["reliable"]
-            else f"Not to be trusted: {found['verdict']}."
-        )
-        if not found["independent"]:
-            lines.append(
-                "samples of a batch share ancestors: fewer are independent than effective"
-            )
+        doubt = "" if found["reliable"] else "not to be trusted: "
+        lines.append(f"{doubt}{found['verdict']}")
+    if "log_z" in found:
+        error = f" ± {found['log_z_se']:.4f}" if "log_z_se" in found else ""
+        lines.append(f"log Z {found['log_z']:.4f}{error}")
     if "acceptance" in found:
         lines.append(f"{found['acceptance']:.0%} of moves accepted")
     if "frames" in found:

@@ -92,7 +92,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Figures:
 
 
 def shown(runs: Sequence[Run]) -> list[str]:
-    """Return the columns of the text: those of `COLUMNS` that occur, then maps, then populations."""
+    """Return the columns of the text: `COLUMNS` that occur, then maps, then populations."""
     known = {name for run in runs for name in run.figures}
     kinds = tuple(
         re.compile(kind)

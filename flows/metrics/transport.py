@@ -111,7 +111,5 @@ def _log_weights(like: Tensor, log_w: Tensor | None) -> Tensor:
     lw = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
     lw = check_log_weights(lw if log_w is None else log_w, positive=True)
     if lw.shape != like.shape:
-        raise FlowInputError(
-            f"Expected log_w of shape {list(like.shape)}, got {list(lw.shape)}."
-        )
+        raise FlowInputError(f"Expected log_w of shape {list(like.shape)}, got {list(lw.shape)}.")
     return lw

@@ -18,8 +18,10 @@ import pytest
 import torch
 
 from energies import contexts
+from energies.affine import AffineCoordinates
 from energies.errors import EnergyInputError
 from energies.openmm import OpenMMEnergy
+from energies.target import EnergyTarget
 from tests.energies.against_openmm import evaluate
 
 
@@ -95,6 +97,15 @@ def test_second_derivative_is_refused() -> None:
     )
     with pytest.raises(RuntimeError, match="at most one derivative of OpenMMEnergy"):
         gradient.sum().backward()
+
+
+def test_its_target_asked_to_compile_runs_as_it_is() -> None:
+    target = EnergyTarget(OpenMMEnergy(trimer()), AffineCoordinates(3, 3, centre=0.0, scale=1.0))
+    x = frames(4).flatten(1)
+    expected = target.evaluate(x)
+    target.compile()
+    assert torch.equal(target.evaluate(x).potential, expected.potential)
+    assert bool(torch.isfinite(expected.potential).all())
 
 
 def test_arguments_are_checked() -> None:
@@ -247,6 +258,7 @@ import multiprocessing, os, signal
 if __name__ == "__main__":
     from tests.energies.test_openmm import frames, trimer
     from energies.openmm import OpenMMEnergy
+from energies.target import EnergyTarget
 
     energy = OpenMMEnergy(trimer(), n_workers=2)
     energy.potential(frames(8))

@@ -4,15 +4,26 @@ import json
 import math
 import resource
 from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
 import pytest
+import torch
 
 from energies.analytic import DoubleWell
-from energies.base import R
+from energies.base import R, Target
+from flows.flow import Flow
+from flows.metrics.weights import ess
+from flows.paths.base import Path as Aim
+from flows.proposals import Model
+from flows.types import Samples
 from runs import reweight, sample, train
+from runs.building import build_flow
+from runs.cli import CommandError
+from runs.systems.analytic import AnalyticSystem
 from tests.runs.in_process import command
+from tests.runs.stored import composed
 
 SMALL = [
     "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4", "trainer.compile=false",
@@ -83,8 +94,8 @@ def exact_square(temperature: float = 300.0) -> tuple[np.ndarray, float]:
 
 @pytest.mark.parametrize(
     "refine",
-    [["refine=none"], ["refine=smc", "refine.n_bridges=2"], ["refine=metropolis"],
-     ["refine=hmc", "refine.n_final=3"]],
+    [["refine=none"], ["refine=smc", "refine.n_bridges=2"],
+     ["refine=metropolis", "refine.burn_in=40"], ["refine=hmc", "refine.n_final=3"]],
     ids=["none", "smc", "metropolis", "hmc"],
 )  # fmt: skip
 @pytest.mark.parametrize("resample", [[], ["resample=3000"]], ids=["weighted", "even"])
@@ -101,7 +112,7 @@ def test_refined_samples_are_those_of_the_target(
         assert report["frames"] == 3000
         assert report["distinct_frames"] > 500
     rows = np.arange(len(y))
-    chains = refine == ["refine=metropolis"]  # 200 of them, a row each in turn
+    chains = refine[0] == "refine=metropolis"  # 200 of them, a row each in turn
     batches = [rows[k::20] for k in range(20)] if chains else np.array_split(rows, 30)
     top = np.array([(w[b, None] * y[b] ** 2).sum(0) for b in batches])
     below = np.array([w[b].sum() for b in batches])
@@ -110,19 +121,20 @@ def test_refined_samples_are_those_of_the_target(
     assert (np.abs(mean - exact) < 6 * error).all()
     assert (error < 0.2 * exact).all()
     if refine != ["refine=none"]:
-        assert 0.2 < report["acceptance"] < 0.99
-    if refine == ["refine=metropolis"]:
+        assert 0.1 < report["acceptance"] < 0.99
+    if chains:
         assert "log_z" not in report
         assert report["distinct"] < report["n"] == 6000
     else:
-        assert abs(report["log_z"] - log_z) < 6 * max(report["log_z_se"], 0.02)
-        assert report["independent"] == (refine == ["refine=none"])
+        assert abs(report["log_z"] - log_z) < 6 * 0.02
+        assert ("verdict" in report) == (refine == ["refine=none"])
 
 
 def test_refining_makes_weights_more_even(well: Path, tmp_path: Path) -> None:
-    plain, _ = sampled(well, tmp_path / "a", "n=2000")
-    refined, _ = sampled(well, tmp_path / "b", "n=2000", "refine=smc")
-    assert refined["effective_size"] > plain["effective_size"] + 200
+    _, plain = sampled(well, tmp_path / "a", "n=2000")
+    _, refined = sampled(well, tmp_path / "b", "n=2000", "refine=smc")
+    before, after = (ess(torch.tensor(data["log_w"])) for data in (plain, refined))
+    assert after > before + 0.1
 
 
 def test_samples_until_an_effective_size_is_reached(well: Path, tmp_path: Path) -> None:
@@ -200,3 +212,20 @@ def test_disk_full_leaves_no_half_file(
         assert f"Expected to write into {out}, got" in text
         assert [file.name for file in out.iterdir()] == left
     assert np.load(out / "samples.npz")["log_w"].shape == (200,)
+
+
+def test_no_weight_at_all_is_no_effective_size() -> None:
+    """A flow outside the domain never reaches one, and does not pretend to."""
+
+    class Nowhere(Model):
+        def draw(self, flow: Flow, target: Target, path: Aim, n: int, **how: Any) -> Samples:
+            nothing = torch.full((n,), -math.inf, dtype=torch.float64)
+            zero = torch.zeros(n, dtype=torch.float64)
+            return Samples(torch.zeros(n, 2), zero, nothing, nothing, -nothing, zero)
+
+    system = AnalyticSystem("well", 300.0, DoubleWell(temperature=300.0))
+    with pytest.raises(CommandError, match="within max_n=40 samples, got 0"):
+        sample.draw(
+            build_flow(composed(), system.target), system, Nowhere(),
+            sample.Wanted(None, size=5.0, most=40), chunk=20, generator=torch.Generator(),
+        )  # fmt: skip

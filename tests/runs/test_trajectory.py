@@ -49,9 +49,7 @@ def test_other_formats_keep_single_precision(file_format: str, tmp_path: Path) -
     if file_format == "h5":
         pytest.importorskip("tables", reason="HDF5 needs PyTables, which is optional")
     xyz = frames(25)
-    files = write_trajectory(
-        tmp_path, xyz, glycine(), chunk_size=10, file_format=file_format
-    )
+    files = write_trajectory(tmp_path, xyz, glycine(), chunk_size=10, file_format=file_format)
     assert files.frames.name == f"samples.{file_format}"
     loaded = mdtraj.load(str(files.frames), top=str(files.pdb))
     np.testing.assert_allclose(loaded.xyz, xyz.numpy(), atol=1e-6)

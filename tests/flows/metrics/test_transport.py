@@ -90,8 +90,6 @@ def test_bad_arguments_raise() -> None:
     with pytest.raises(FlowInputError, match=r"Expected angles \[n, K\] and reference"):
         torus_distance(torch.zeros(3, 2), torch.zeros(3, 1), generator=generator(0))
     with pytest.raises(FlowInputError, match="Expected finite angles"):
-        torus_distance(
-            torch.full((3, 1), math.nan), torch.zeros(3, 1), generator=generator(0)
-        )
+        torus_distance(torch.full((3, 1), math.nan), torch.zeros(3, 1), generator=generator(0))
     with pytest.raises(FlowInputError, match="with m >= 2, got"):
         torus_floor(torch.zeros(1, 2), generator=generator(0))
