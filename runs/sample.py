@@ -157,7 +157,7 @@ def report(samples: Samples, source: Proposal) -> dict[str, Any]:
         source: Where they come from.
     """
     n = len(samples)
-    found = {"n": n, "distinct": len(samples.potential.unique())}
+    found = {"n": n, "distinct": len(samples.log_p.unique())}
     if source.gives < Weights.ABSOLUTE:
         return found
     log_w = samples.log_w
@@ -249,7 +249,7 @@ def run(config: DictConfig) -> None:
     found = report(samples, source) | figures | {"n_evals": system.target.n_evals}
     if config.resample is not None:
         samples = evenly(samples, int(config.resample), generator)
-        found |= {"frames": len(samples), "distinct_frames": len(samples.potential.unique())}
+        found |= {"frames": len(samples), "distinct_frames": len(samples.log_p.unique())}
     out = Path(config.out) if config.out else folder.path / "sampled"
     with writing_into(out):
         write(out, system, samples, generator, file_format=config.format, chunk=chunk)

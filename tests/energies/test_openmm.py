@@ -258,7 +258,6 @@ import multiprocessing, os, signal
 if __name__ == "__main__":
     from tests.energies.test_openmm import frames, trimer
     from energies.openmm import OpenMMEnergy
-from energies.target import EnergyTarget
 
     energy = OpenMMEnergy(trimer(), n_workers=2)
     energy.potential(frames(8))

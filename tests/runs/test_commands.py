@@ -104,6 +104,7 @@ def test_evaluate_again(trained: Path) -> None:
     after = json.loads((trained / "metrics.json").read_text())
     for nested in ("populations", "free_energies", "ess_curve"):
         assert after.pop(nested) == before.pop(nested)
+    assert after.pop("verdict").split()[1:] == before.pop("verdict").split()[1:]
     assert after == pytest.approx(before, rel=1e-6)  # the same seed draws the same samples
 
 
