@@ -106,9 +106,24 @@ def free_energy_difference(
         ΔF and its standard error, kJ/mol. If one box was never visited ΔF is infinite, if neither
         was it is NaN; the error is then +inf.
     """
+    return free_energy_between(
+        in_box(torsions, start), in_box(torsions, end), temperature=temperature, log_w=log_w
+    )
+
+
+def free_energy_between(
+    in_start: Tensor, in_end: Tensor, *, temperature: float, log_w: Tensor | None = None
+) -> Estimate:
+    """Return `free_energy_difference` of any two sets of points.
+
+    Args:
+        in_start: Which points lie in the start, bool [n].
+        in_end: Which lie in the end, bool [n].
+        temperature: T in kelvin.
+        log_w: Log weights, [n]; all equal if None.
+    """
     if not temperature > 0:
         raise FlowInputError(f"Expected temperature > 0 kelvin, got {temperature}.")
-    in_start, in_end = in_box(torsions, start), in_box(torsions, end)
     lw = _log_weights(in_start, log_w)
     p_start, p_end = weighted_mean(in_start, lw).value, weighted_mean(in_end, lw).value
     RT = R * temperature
