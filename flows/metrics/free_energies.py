@@ -8,6 +8,7 @@ without unit; where both ends have one temperature, RT Δf is F_b - F_a. An esti
 weights cannot carry is refused with an `OverlapError`, never returned with a small error.
 """
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ from flows.metrics.weights import (
 LEAST_EFFECTIVE = 100.0
 """Effective samples below which an estimate is refused."""
 
+LARGEST_SHARE = 0.005
+"""Share of all weight that one sample of a heavy tail may hold: an error of 0.01 RT or so."""
+
 LEAST_OVERLAP = 0.06
 """Overlap of two ends below which BAR is refused: 0.03 either way in the matrix of Klimovich,
 Shirts, Mobley, J. Comput. Aided Mol. Des. 29 (2015)."""
@@ -43,26 +47,31 @@ _STEEP = 1e4
 def require_overlap(log_w: Tensor, what: str, *, least: float = LEAST_EFFECTIVE) -> None:
     """Refuse weights on which no average can rest.
 
+    A heavy tail (Pareto k-hat at or above `pareto_k_threshold`) is refused where it matters: it
+    is the shape of the largest weights, whatever they add, and a flow that is nearly exact may
+    have one too.
+
     Args:
         log_w: Log weights, [n].
         what: What they are weights of, for the message.
         least: Effective samples needed.
 
     Raises:
-        OverlapError: Fewer effective samples, or a tail too heavy for its error to mean anything
-            (Pareto k-hat at or above `pareto_k_threshold`).
+        OverlapError: Fewer effective samples, or a heavy tail of which one sample holds more than
+            `LARGEST_SHARE` of all weight.
     """
-    n, size = len(check_log_weights(log_w, min_rows=2)), effective_size(log_w)
+    lw = check_log_weights(log_w, min_rows=2, positive=True)
+    n, size = len(lw), effective_size(lw)
     if size < least:
         raise OverlapError(
             f"Expected at least {least:g} effective samples for {what}, got {size:.3g} of {n}: "
             "what was sampled and what is asked for overlap too little."
         )
-    k, limit = pareto_k(log_w), pareto_k_threshold(n)
-    if k >= limit:
+    share = float((lw.max() - lw.logsumexp(0)).exp())
+    if share > LARGEST_SHARE and (k := pareto_k(lw)) >= (limit := pareto_k_threshold(n)):
         raise OverlapError(
-            f"Expected Pareto k below {limit:.2f} for {what}, got {k:.2f}: its weights have so "
-            "heavy a tail that neither the estimate nor its error can be believed."
+            f"Expected Pareto k below {limit:.2f} for {what}, got {k:.2f}, and one of {n} samples "
+            f"holds {share:.1%} of all weight: the tail is too heavy to believe in an error."
         )
 
 
@@ -214,7 +223,8 @@ def _overlap(work: Tensor, work_back: Tensor, delta: float) -> float:
 
 
 def _pymbar() -> Any:
-    """Import pymbar when it is needed: it takes seconds, and warns of what it could use."""
+    """Import pymbar when it is needed: it takes seconds, and warns of a module not used here."""
+    logging.getLogger("pymbar.timeseries").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pymbar

@@ -82,6 +82,11 @@ class AnalyticSystem(System):
         """What it is in place of a molecule."""
         return type(self.density).__name__
 
+    @property
+    def meaning(self) -> tuple[str, ...]:
+        """The numbers of the coordinates of y."""
+        return self.observed
+
     def measure(self, xyz: Tensor) -> Tensor:
         """Return y, [..., D]."""
         return xyz.flatten(-2)
@@ -154,6 +159,10 @@ class AnalyticSystem(System):
 
     def write_frames(self, folder: Path, x: Tensor, generator: torch.Generator) -> None:
         """Write nothing: samples.npz has all of y."""
+
+    def write_structures(self, path: Path, x: Tensor, generator: torch.Generator) -> bool:
+        """Write nothing: there are no atoms."""
+        return False
 
     def masses(self, *, hydrogen_mass: float | None) -> Tensor:
         """Return masses that move y by its spread in `PERIOD`: RT (PERIOD / scale)², dalton."""

@@ -136,11 +136,14 @@ def test_weights_that_carry_nothing_are_refused() -> None:
     one[3] = 0.0
     with pytest.raises(OverlapError, match="at least 100 effective samples for a mean, got 1 of"):
         require_overlap(one, "a mean")
-    x, log_q = drawn(0.62, 0, n=100_000)  # k = 1 - 0.62² = 0.62, and 0.84 at 0.4
-    require_overlap(log_p(x, 1.0) - log_q, "a mean")
-    x, log_q = drawn(0.4, 0, n=1_000_000)
-    with pytest.raises(OverlapError, match=r"Expected Pareto k below 0\.70 for a mean, got"):
-        require_overlap(log_p(x, 1.0) - log_q, "a mean", least=1.0)
+    # Too narrow by half: k = 1 - 0.5² = 0.75.
+    x, log_q = drawn(0.5, 0, n=100_000)
+    heavy = log_p(x, 1.0) - log_q
+    with pytest.raises(OverlapError, match=r"k below 0.70 for a mean, got 0.*% of all weight"):
+        require_overlap(heavy, "a mean", least=1.0)
+    # The same tail on top of equal weights a thousand times as large: nothing rests on it.
+    level = heavy.logsumexp(0) - math.log(len(heavy)) + math.log(1000.0)
+    require_overlap(torch.logaddexp(heavy, level), "a mean")
 
 
 def test_bad_arguments_raise() -> None:
