@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from energies.base import R
 from flows.metrics.free_energies import require_overlap
 from flows.metrics.populations import Box, free_energy_between, in_box
+from flows.metrics.weights import effective_size
 from runs.building import choose_device
 from runs.cli import CommandError, run_command
 from runs.ends import between_ends, gather
@@ -41,7 +42,8 @@ def free_energy(
 
     Args:
         folder: A training run that was evaluated: the start.
-        basins: Torsion boxes, name -> torsion -> (lo, hi), radians; those of the system if None.
+        basins: Torsion boxes, name -> torsion -> (lo, hi), radians; those of the system if
+            nothing else is asked for.
         start: The basin that the others are counted from; "rest" is what lies in none.
         to: Keys of the run's system that differ at the end, such as a temperature.
         other: A run whose system is the end; not both.
@@ -65,7 +67,9 @@ def free_energy(
         raise CommandError("Expected one other end, got both to and other.")
     run = RunFolder.open(folder)
     stored = read_samples(run)
-    boxes = _boxes(run.config.system.get("basins") if basins is None else basins)
+    if basins is None and to is None and other is None:
+        basins = run.config.system.get("basins")
+    boxes = _boxes(basins)
     if not boxes and to is None and other is None:
         raise CommandError(
             f"Expected basins, to or other, got none, and {run.config.system.name} names no basin."
@@ -97,6 +101,8 @@ def between_basins(
 ) -> dict[str, Any]:
     """Return ΔG of basins relative to one of them, kJ/mol, from weighted samples alone.
 
+    `effective` tells how many samples of equal weight those in the basin are worth.
+
     Args:
         stored: Of a run.
         boxes: Torsion boxes by name.
@@ -120,9 +126,12 @@ def between_basins(
     return {
         "start": start,
         "differences": {
-            name: free_energy_between(
-                inside[start], rows, temperature=stored.temperature, log_w=log_w
-            )._asdict()
+            name: {
+                **free_energy_between(
+                    inside[start], rows, temperature=stored.temperature, log_w=log_w
+                )._asdict(),
+                "effective": effective_size(log_w[rows]),
+            }
             for name, rows in inside.items()
             if name != start
         },
@@ -165,7 +174,7 @@ def summary(report: dict[str, Any]) -> str:
         start = report["basins"]["start"]
         lines += [
             f"ΔG from {start} to {name} at {report['temperature']:g} K: {d['value']:.2f} ± "
-            f"{d['se']:.2f} kJ/mol"
+            f"{d['se']:.2f} kJ/mol, {d['effective']:.0f} effective samples there"
             for name, d in report["basins"]["differences"].items()
         ]
     if "ends" in report:

@@ -223,8 +223,8 @@ def _overlap(work: Tensor, work_back: Tensor, delta: float) -> float:
 
 
 def _pymbar() -> Any:
-    """Import pymbar when it is needed: it takes seconds, and warns of a module not used here."""
-    logging.getLogger("pymbar.timeseries").setLevel(logging.ERROR)
+    """Import pymbar when it is needed: it takes seconds, and talks of modules not used here."""
+    logging.getLogger("pymbar").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pymbar
