@@ -5,5 +5,9 @@ class FlowInputError(ValueError):
     """An argument is outside what was expected; the message names it and says what was."""
 
 
+class OverlapError(FlowInputError):
+    """What was sampled and what is asked for overlap too little for any estimate."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step, why, and where the checkpoint is."""

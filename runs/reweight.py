@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from flows.metrics.bootstrap import bootstrap_means, bootstrap_populations, effective_inside
-from flows.metrics.populations import in_box
+from flows.metrics.boxes import in_box
 from flows.metrics.weights import (
     effective_size,
     log_z,

@@ -85,7 +85,10 @@ def read_samples(path: Path | str) -> StoredSamples:
     """
     file = Path(path)
     if not file.is_file():
-        raise CommandError(f"Expected weighted samples at {file}, got no such file.")
+        raise CommandError(
+            f"Expected weighted samples at {file}, got no such file; "
+            "python -m runs.evaluate run=<folder> writes it."
+        )
     try:
         arrays = _read(file)
         stored = _unpack(arrays, file)

@@ -1,4 +1,4 @@
-"""Samples as a trajectory other programs open: `samples.xtc` (or dcd, h5) and `topology.pdb`."""
+"""Samples as files other programs open: `samples.xtc` (dcd, h5) with `topology.pdb`, one PDB."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -130,6 +130,23 @@ def write_trajectory(
             if len(file.read(1)[0]) != 1:
                 raise EOFError
     return paths
+
+
+def write_pdb(path: Path, xyz: Frames, topology: openmm.app.Topology) -> None:
+    """Write a few structures as the models of one PDB file, whole or not at all.
+
+    Args:
+        path: The file; an older one of this name is replaced.
+        xyz: Positions, nm, [n, N, 3].
+        topology: The N atoms, in the order of `xyz`.
+
+    Raises:
+        EnergyInputError: A wrong shape, or a position that is not finite.
+    """
+    atoms = mdtraj.Topology.from_openmm(topology)
+    frames = np.concatenate([*_chunks(xyz, atoms.n_atoms, len(xyz))])
+    with replacing(path) as name:
+        mdtraj.Trajectory(frames, atoms).save_pdb(str(name))
 
 
 @contextmanager

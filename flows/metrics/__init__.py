@@ -4,12 +4,14 @@ from flows.metrics.bootstrap import (
     Interval,
     bootstrap,
     bootstrap_distances,
+    bootstrap_free_energies,
     bootstrap_means,
     bootstrap_populations,
     bootstrap_sums,
     effective_inside,
     free_energy_of,
 )
+from flows.metrics.boxes import Box, in_box
 from flows.metrics.histograms import (
     blocked_histogram,
     floor,
@@ -19,7 +21,6 @@ from flows.metrics.histograms import (
     torus_histogram,
     total_variation,
 )
-from flows.metrics.populations import Box, free_energy_difference, in_box, population
 from flows.metrics.transport import line_distance, torus_distance, torus_floor
 from flows.metrics.weights import (
     EssCurve,
@@ -49,6 +50,7 @@ __all__ = [
     "blocked_histogram",
     "bootstrap",
     "bootstrap_distances",
+    "bootstrap_free_energies",
     "bootstrap_means",
     "bootstrap_populations",
     "bootstrap_sums",
@@ -59,7 +61,6 @@ __all__ = [
     "ess",
     "ess_curve",
     "floor",
-    "free_energy_difference",
     "free_energy_of",
     "in_box",
     "jensen_shannon",
@@ -69,7 +70,6 @@ __all__ = [
     "mean",
     "pareto_k",
     "pareto_k_threshold",
-    "population",
     "resample",
     "reverse_kl",
     "torsion_histogram",

@@ -194,6 +194,47 @@ def bootstrap_populations(
     return {name: p if p.value > 0 else unseen for name, p in found.items()}
 
 
+def bootstrap_free_energies(
+    inside: Mapping[str, Tensor],
+    start: Tensor,
+    log_w: Tensor,
+    *,
+    temperature: float,
+    level: float = 0.95,
+    n_rep: int = 1000,
+    generator: torch.Generator,
+) -> dict[str, Interval]:
+    """Return free energies of basins relative to one of them with their intervals, kJ/mol.
+
+        ΔG = -RT log(P / P_start)
+
+    Both populations come from the same points, and so does each replicate of both.
+
+    Args:
+        inside: Name -> which rows are in it, bool [n].
+        start: Which rows are in the basin that ΔG is counted from, bool [n].
+        log_w: Log weights, [n]; zeros for what was sampled.
+        temperature: T in kelvin.
+        level: Probability of the intervals, in (0, 1).
+        n_rep: Number of replicates.
+        generator: Source of randomness, on the device of `log_w`.
+
+    Returns:
+        Estimates; infinite where one of the two was never visited, NaN where neither was.
+    """
+    _check_temperature(temperature)
+    lw = check_log_weights(log_w, positive=True)
+    w = (lw - lw.max()).exp()
+    found = bootstrap_sums(
+        torch.stack([w * start, *(w * rows for rows in inside.values())], dim=-1),
+        lambda sums: R * temperature * (sums[:, :1].log() - sums[:, 1:].log()),
+        level=level,
+        n_rep=n_rep,
+        generator=generator,
+    )
+    return dict(zip(inside, found, strict=True))
+
+
 def effective_inside(inside: Tensor, log_w: Tensor) -> float:
     """Return the effective number of samples that a population rests on: (Σ w)² / Σ w² inside.
 
@@ -247,8 +288,7 @@ def free_energy_of(population: Interval, *, temperature: float) -> Interval:
         population: P; its interval becomes that of ΔG, turned round.
         temperature: T in kelvin.
     """
-    if not temperature > 0:
-        raise FlowInputError(f"Expected temperature > 0 kelvin, got {temperature}.")
+    _check_temperature(temperature)
     RT = R * temperature
 
     def of(p: float) -> float:
@@ -275,3 +315,8 @@ def _check(n: int, level: float, n_rep: int) -> None:
         raise FlowInputError(f"Expected n >= 30 and n_rep >= 2, got n={n} and n_rep={n_rep}.")
     if not 0 < level < 1:
         raise FlowInputError(f"Expected level in (0, 1), got {level}.")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise FlowInputError(f"Expected temperature > 0 kelvin, got {temperature}.")

@@ -87,6 +87,11 @@ class AnalyticSystem(System):
         """Names of y."""
         return tuple(f"{self.kind}_{k}" for k in self.observed)
 
+    @property
+    def meaning(self) -> tuple[str, ...]:
+        """The numbers of the coordinates of y."""
+        return self.observed
+
     def measure(self, xyz: Tensor) -> Tensor:
         """Return y, [..., D]."""
         return xyz.flatten(-2)
@@ -161,6 +166,10 @@ class AnalyticSystem(System):
         self, folder: Path, x: Tensor, generator: torch.Generator, *, file_format: str = "xtc"
     ) -> None:
         """Write nothing: samples.npz has all of y."""
+
+    def write_structures(self, path: Path, x: Tensor, generator: torch.Generator) -> bool:
+        """Write nothing: there are no atoms."""
+        return False
 
     def masses(self, *, hydrogen_mass: float | None) -> Tensor:
         """Return masses that move y by its spread in `PERIOD`: RT (PERIOD / scale)², dalton."""

@@ -73,6 +73,15 @@ class System(ABC):
     def measure(self, xyz: Tensor) -> Tensor:
         """Return what `observe` does, [..., K], for positions of shape [..., N, d]."""
 
+    @property
+    @abstractmethod
+    def meaning(self) -> tuple[str, ...]:
+        """What each flow coordinate is: systems that agree here can lend each other points."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return numbers [n, K] whose distance tells one region of x [n, D] from another."""
+        return x
+
     @abstractmethod
     def report(self, observed: dict[str, Tensor], log_w: Tensor) -> dict[str, Any]:
         """Return figures for metrics.json beside those of the weights.
@@ -126,6 +135,10 @@ class System(ABC):
         raise EnergyInputError(
             f"Expected a molecule for observables of its frames, got {self.name}."
         )
+
+    @abstractmethod
+    def write_structures(self, path: Path, x: Tensor, generator: torch.Generator) -> bool:
+        """Write a few samples, [n, D], as one PDB file; False of a system that has no atoms."""
 
     @abstractmethod
     def masses(self, *, hydrogen_mass: float | None) -> Tensor:

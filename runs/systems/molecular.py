@@ -18,11 +18,11 @@ from energies.molecule import Molecule
 from energies.reference import masses_from_openmm, repartition
 from energies.target import MolecularTarget
 from flows.metrics.bootstrap import bootstrap_populations, free_energy_of
+from flows.metrics.boxes import in_box
 from flows.metrics.histograms import torsion_histogram, torus_histogram
-from flows.metrics.populations import in_box
 from runs.figures import Marginal, ramachandran, torsion_marginals
 from runs.systems.base import Observable, System, check_temperature
-from runs.trajectory import write_trajectory
+from runs.trajectory import write_pdb, write_trajectory
 
 BINS = 100
 _GREEK = {"phi": "φ", "psi": "ψ", "omega": "ω"}
@@ -98,6 +98,18 @@ class MolecularSystem(System):
         rigid = (f"{labels[i]}={labels[j]}" for i, j in self.molecule.constrained_bonds)
         return (*labels, *rigid)
 
+    @property
+    def meaning(self) -> tuple[str, ...]:
+        """Bonds, angles and torsions by their atoms, and which of them turn symmetric groups."""
+        labels = self.molecule.labels
+        rotors = (f"{r.order} x t({labels[r.leader]})" for r in self.coordinates.rotors)
+        return (*self.coordinates.names, *rotors)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return cosines and sines of the torsions looked at."""
+        torsions = self.observe(x)
+        return torch.cat([torsions.cos(), torsions.sin()], dim=-1)
+
     def measure(self, xyz: Tensor) -> Tensor:
         """Return the torsions, radians, [..., K]."""
         return torsions(xyz, list(self.torsions.values()))
@@ -165,6 +177,11 @@ class MolecularSystem(System):
         topology = self.molecule.to_mdtraj()
         for xyz in self._frames(x, generator):
             yield mdtraj.Trajectory(xyz.numpy(), topology)
+
+    def write_structures(self, path: Path, x: Tensor, generator: torch.Generator) -> bool:
+        """Write a PDB file with a model a sample."""
+        write_pdb(path, torch.cat([*self._frames(x, generator)]), self.molecule.topology)
+        return True
 
     def masses(self, *, hydrogen_mass: float | None) -> Tensor:
         """Return the masses of the System, those of hydrogens changed if asked for."""
