@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from energies.compiled import Compiled, rows_in_cache
 from energies.errors import EnergyInputError
 
 R = 8.31446261815324e-3
@@ -43,6 +44,14 @@ class Energy(nn.Module, ABC):
         self.n_atoms = n_atoms
         self.n_dims = n_dims
         self.n_evals = 0
+        self._compiled: Compiled | None = None
+
+    def compile(self) -> None:
+        """Turn `potential` and its gradient into code for every core, if that can be done."""
+        if self.compilable:
+            self._compiled = Compiled(
+                lambda xyz: (self.uncounted(xyz),), piece=rows_in_cache(self.n_atoms)
+            )
 
     @abstractmethod
     def _potential(self, xyz: Tensor) -> Tensor:
@@ -55,8 +64,8 @@ class Energy(nn.Module, ABC):
             xyz: Positions, nm, shape [..., N, n_dims].
 
         Returns:
-            U in kJ/mol, float64, shape [...], differentiable; +inf for a frame that cannot be
-            evaluated (such a frame has zero force and leaves the other frames untouched).
+            U in kJ/mol, float64, shape [...], differentiable (once, if compiled); +inf for a frame
+            that cannot be evaluated (it has zero force and leaves the other frames untouched).
 
         Raises:
             EnergyInputError: The last two dimensions of `xyz` are not (N, n_dims).
@@ -67,7 +76,10 @@ class Energy(nn.Module, ABC):
                 f"got {list(xyz.shape)}."
             )
         self.n_evals += xyz.shape[:-2].numel()
-        return self.uncounted(xyz)
+        if self._compiled is None:
+            return self.uncounted(xyz)
+        (u,) = self._compiled(xyz.reshape(-1, *xyz.shape[-2:]))
+        return u.reshape(xyz.shape[:-2])
 
     def uncounted(self, xyz: Tensor) -> Tensor:
         """Return `potential` without looking at shapes or counting: what may be compiled."""

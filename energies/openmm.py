@@ -3,7 +3,7 @@
 Forces come from OpenMM, so there is no second derivative; `energies.forcefield` has one.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import openmm
 import torch
@@ -12,40 +12,7 @@ from torch import Tensor
 from energies.base import Energy
 from energies.contexts import Pool, Serial
 from energies.errors import EnergyInputError
-
-
-class _Forces(torch.autograd.Function):
-    """Hand out known forces, and raise when somebody asks how they change with xyz."""
-
-    @staticmethod
-    def forward(ctx: Any, xyz: Tensor, forces: Tensor) -> Tensor:
-        return forces.view_as(forces)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        raise RuntimeError(
-            "Expected at most one derivative of OpenMMEnergy, got a second one. "
-            "ForceField.from_openmm(system) can be differentiated twice."
-        )
-
-
-class _Potential(torch.autograd.Function):
-    """U(xyz) [B] for xyz [B, N, 3]; the forces are computed with it and kept for backward."""
-
-    @staticmethod
-    def forward(ctx: Any, xyz: Tensor, backend: Serial | Pool) -> Tensor:
-        frames = xyz.detach().to("cpu", torch.float64).numpy()
-        energies, forces = backend.evaluate(frames, ctx.needs_input_grad[0])
-        if forces is not None:
-            ctx.save_for_backward(xyz, torch.from_numpy(forces).to(xyz))
-        return torch.from_numpy(energies).to(xyz.device)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        xyz, known = ctx.saved_tensors
-        # Without _Forces the second derivative would be a silent zero.
-        forces = _Forces.apply(xyz, known)  # type: ignore[no-untyped-call]
-        return -forces * grad_output.to(forces)[:, None, None], None
+from energies.known import attach
 
 
 class OpenMMEnergy(Energy):
@@ -92,5 +59,10 @@ class OpenMMEnergy(Energy):
 
     def _potential(self, xyz: Tensor) -> Tensor:
         frames = xyz.reshape(-1, self.n_atoms, 3)
-        energies: Tensor = _Potential.apply(frames, self._backend)  # type: ignore[no-untyped-call]
+        wanted = frames.requires_grad and torch.is_grad_enabled()
+        known = frames.detach().to("cpu", torch.float64).numpy()
+        found, forces = self._backend.evaluate(known, wanted)
+        energies = torch.from_numpy(found).to(xyz.device)
+        if forces is not None:
+            (energies,) = attach(frames, [energies], [-torch.from_numpy(forces).to(xyz)])
         return energies.reshape(xyz.shape[:-2])

@@ -1,6 +1,5 @@
 """From an energy and coordinates to the density that a flow is trained on."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from energies.affine import AffineCoordinates
 from energies.analytic import AnalyticEnergy
 from energies.base import Energy, Evaluation, Target
+from energies.compiled import Compiled, rows_in_cache
 from energies.errors import EnergyInputError
 from energies.internal import InternalCoordinates
 
@@ -52,12 +52,13 @@ class EnergyTarget(Target):
             )
         self.energy, self.coordinates = energy, coordinates
         self.dim, self.periodic = coordinates.dim, coordinates.periodic
-        self._function: Callable[[Tensor], tuple[Tensor, Tensor]] = self._evaluate
+        self._compiled: Compiled | None = None
 
     def compile(self) -> None:
-        """Turn coordinates and energy into one graph, for each batch size on first use."""
+        """Turn coordinates, energy and both gradients into code for every core, if possible."""
         if self.energy.compilable:
-            self._function = torch.compile(self._evaluate, dynamic=False, fullgraph=True)
+            piece = rows_in_cache(self.energy.n_atoms)
+            self._compiled = Compiled(self._evaluate, piece=piece)
 
     @property
     def n_evals(self) -> int:
@@ -69,8 +70,10 @@ class EnergyTarget(Target):
         if x.shape[-1] != self.dim:
             raise EnergyInputError(f"Expected x of shape [..., {self.dim}], got {list(x.shape)}.")
         self.energy.n_evals += x.shape[:-1].numel()
-        function = self._evaluate if x.requires_grad else self._function
-        return Evaluation(*function(x))
+        if self._compiled is None:
+            return Evaluation(*self._evaluate(x))
+        found = self._compiled(x.reshape(-1, self.dim))
+        return Evaluation(*(column.reshape(x.shape[:-1]) for column in found))
 
     def from_xyz(self, xyz: Tensor) -> Tensor:
         """Return the coordinates x, [..., D], of positions [..., N, n_dims]."""

@@ -44,7 +44,7 @@ def build_session(config: DictConfig, system: System, *, device: torch.device) -
     masses = system.masses(hydrogen_mass=config.hydrogen_mass)
     langevin = Langevin(system.target.energy, masses.to(device), **config.langevin)
     if wants_compiled(config.compile):
-        langevin.compile()
+        system.target.energy.compile()
     generator = torch.Generator(device).manual_seed(config.seed)
     tempering = ParallelTempering(
         langevin,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from energies.base import Energy
+from energies.compiled import sound
 from energies.errors import EnergyInputError, UnsupportedForceError
 from energies.forcefield.bonded import HarmonicAngle, HarmonicBond, periodic_torsion, rb_torsion
 from energies.forcefield.cmap import CMAP
@@ -49,55 +50,20 @@ SKIPPED = frozenset({
 """Forces that change the dynamics and not the energy."""
 
 
-def _sound(gradient: Tensor) -> Tensor:
-    """Return a gradient [B, N, 3], zero for every frame where it is not finite.
-
-    A frame of energy +inf gets its zero force here: inside the terms its gradient is 0 · inf. NaN
-    and inf spread within a frame but never between frames, so a frame is all or none.
-    """
-    finite = torch.isfinite(gradient).flatten(1).all(1)
-    return torch.where(finite[:, None, None], gradient, 0.0)
-
-
 class _Quarantine(torch.autograd.Function):
     """Identity whose backward returns a sound gradient."""
 
     @staticmethod
-    def forward(ctx: Any, xyz: Tensor) -> Tensor:
+    def forward(xyz: Tensor) -> Tensor:
         return xyz.view_as(xyz)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _sound(grad)
-
-
-class _InOneGraph(torch.autograd.Function):
-    """U(xyz) [B] for xyz [B, N, 3], with its gradient found in the same pass.
-
-    Autograd would make two graphs of a compiled energy, the second of which starts again from the
-    distances; this is one, in which nothing is computed twice. There is no second derivative, nor
-    has compiled code ever one: asking for it raises.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, xyz: Tensor, forcefield: "ForceField") -> Tensor:
-        planes = _planes(xyz, forcefield.unit)
-        if not ctx.needs_input_grad[0]:
-            return forcefield._energies(planes)
-
-        def total(planes: Tensor) -> tuple[Tensor, Tensor]:
-            energies = forcefield._energies(planes)
-            return energies.sum(), energies
-
-        gradient, (_, energies) = torch.func.grad_and_value(total, has_aux=True)(planes)
-        ctx.save_for_backward(_sound(gradient.permute(2, 1, 0).to(xyz)))
-        value: Tensor = energies
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient)[:, None, None], None
+        return sound(grad)
 
 
 def _planes(xyz: Tensor, like: Tensor) -> Tensor:
@@ -200,12 +166,8 @@ class ForceField(Energy):
         would recompile it on every call.
         """
         frames = xyz.reshape(-1, self.n_atoms, 3)
-        if torch.compiler.is_compiling():
-            energies: Tensor = _InOneGraph.apply(frames, self)  # type: ignore[no-untyped-call]
-        else:
-            clean: Tensor = _Quarantine.apply(frames)  # type: ignore[no-untyped-call]
-            energies = self._energies(_planes(clean, self.unit))
-        return energies.reshape(xyz.shape[:-2])
+        clean: Tensor = _Quarantine.apply(frames)  # type: ignore[no-untyped-call]
+        return self._energies(_planes(clean, self.unit)).reshape(xyz.shape[:-2])
 
     def _energies(self, planes: Tensor) -> Tensor:
         """Return the sum of the terms, kJ/mol, float64, [B], for coordinates [3, N, B]."""

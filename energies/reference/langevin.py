@@ -1,6 +1,6 @@
 """Langevin dynamics of thousands of replicas in one tensor, on any energy."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +43,6 @@ class Langevin:
             they may be chosen to allow a longer step: see `repartition`.
         time_step: h, ps.
         friction: γ, 1/ps.
-        batch_size: Replicas evaluated at a time: about 1024 stay in the cache of a CPU.
 
     Raises:
         EnergyInputError: A mass, a step or a friction that is not positive, or the wrong number of
@@ -61,7 +60,6 @@ class Langevin:
         *,
         time_step: float = 0.001,
         friction: float = 1.0,
-        batch_size: int = 1024,
     ) -> None:
         if masses.shape != (energy.n_atoms,):
             raise EnergyInputError(
@@ -72,16 +70,8 @@ class Langevin:
         for name, value in (("time_step", time_step), ("friction", friction)):
             if not value > 0:
                 raise EnergyInputError(f"Expected {name} > 0, got {value}.")
-        if batch_size < 1:
-            raise EnergyInputError(f"Expected batch_size >= 1, got {batch_size}.")
         self.energy, self.masses = energy, masses.to(torch.float64)
-        self.time_step, self.friction, self.batch_size = time_step, friction, batch_size
-        self._potential: Callable[[Tensor], Tensor] = energy.uncounted
-
-    def compile(self) -> None:
-        """Turn the energy and its gradient into one graph for each batch size met."""
-        if self.energy.compilable:
-            self._potential = torch.compile(self.energy.uncounted, dynamic=False, fullgraph=True)
+        self.time_step, self.friction = time_step, friction
 
     def start(self, xyz: Tensor, temperature: Tensor, generator: torch.Generator) -> Phase:
         """Return replicas at `xyz` with thermal velocities.
@@ -138,14 +128,9 @@ class Langevin:
         return scale[..., None].to(xyz) * normal
 
     def _forces(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
-        forces, potentials = [], []
-        for part in torch.split(xyz.detach().flatten(0, -3), self.batch_size):
-            x = part.requires_grad_()
-            u = self._potential(x)
-            forces.append(-torch.autograd.grad(u.sum(), x)[0])
-            potentials.append(u.detach())
-        self.energy.n_evals += xyz.shape[:-2].numel()
-        return torch.cat(forces).reshape(xyz.shape), torch.cat(potentials).reshape(xyz.shape[:-2])
+        x = xyz.detach().requires_grad_()
+        u = self.energy.potential(x)
+        return -torch.autograd.grad(u.sum(), x)[0], u.detach()
 
 
 def masses_from_openmm(system: Any) -> Tensor:

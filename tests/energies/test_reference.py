@@ -61,13 +61,13 @@ class DoubleWell(Energy):
 def tempering(energy: Energy, xyz: Tensor, **changes: object) -> ParallelTempering:
     arguments = {
         "temperatures": [300.0, 400.0, 540.0], "n_chains": 8, "time_step": 0.005,
-        "friction": 2.0, "swap_every": 5, "batch_size": 1024, "seed": 0,
+        "friction": 2.0, "swap_every": 5, "seed": 0,
         "masses": torch.ones(energy.n_atoms), **changes,
     }  # fmt: skip
     langevin = Langevin(
         energy,
         arguments.pop("masses"),
-        **{k: arguments.pop(k) for k in ("time_step", "friction", "batch_size")},
+        **{k: arguments.pop(k) for k in ("time_step", "friction")},
     )
     generator = torch.Generator().manual_seed(arguments.pop("seed"))
     return ParallelTempering(langevin, xyz=xyz, generator=generator, **arguments)
@@ -129,7 +129,7 @@ def test_harmonic_positions_are_exact_at_any_stable_step(friction: float) -> Non
     """Unlike other splittings: here ωh = 1.5, where OBABO has <x²> 2.3 times too large."""
     replicas = tempering(
         Harmonic(), torch.zeros(4, 3), temperatures=[300.0], n_chains=4000, time_step=0.03,
-        friction=friction, batch_size=4000,
+        friction=friction,
     )  # fmt: skip
     records = run(ReferenceSession(replicas, Plan(20, 0, 20, 10), lambda x: positions(x).square()))
     estimate = chain_mean(records["observed"][:, 0, :, 9:].mean(-1))  # the stiffest
@@ -251,7 +251,7 @@ def test_agrees_with_quadrature_and_with_the_integrator_of_openmm() -> None:
     energy = ForceField.from_openmm(butane()).to(torch.float32)
     replicas = tempering(
         energy, TRANS, temperatures=[800.0, 1000.0], n_chains=2000, time_step=0.006,
-        masses=masses_from_openmm(butane()), swap_every=10, batch_size=4000,
+        masses=masses_from_openmm(butane()), swap_every=10,
     )  # fmt: skip
     records = run(
         ReferenceSession(replicas, Plan(20, 20, 20, 40), lambda x: torsions(x, [(0, 1, 2, 3)]))
@@ -316,11 +316,6 @@ def test_frames_are_those_of_the_lowest_temperature() -> None:
     assert torch.equal(positions(records["xyz"]), records["observed"][3::4, 0])
 
 
-def test_splitting_the_batch_changes_nothing() -> None:
-    a, b = session(batch_size=24), session(batch_size=5)
-    assert torch.equal(run(a)["potential"], run(b)["potential"])
-
-
 def test_round_trips_are_counted_from_end_to_end_and_back() -> None:
     replicas = tempering(Harmonic(), torch.zeros(4, 3), n_chains=1, temperatures=[1.0, 2.0, 4.0])
     order = [0, 1, 2]  # walker at each temperature
@@ -355,7 +350,6 @@ def blow_up() -> None:
         (lambda x: tempering(Harmonic(), x, swap_every=0), "Expected swap_every >= 1, got 0"),
         (lambda x: tempering(Harmonic(), x, time_step=0.0), "Expected time_step > 0, got 0"),
         (lambda x: tempering(Harmonic(), x, friction=-1.0), "Expected friction > 0, got -1"),
-        (lambda x: tempering(Harmonic(), x, batch_size=0), "Expected batch_size >= 1, got 0"),
         (lambda x: tempering(Harmonic(), x, masses=torch.ones(3)), "masses of shape [4], got [3]"),
         (lambda x: tempering(Harmonic(), x, masses=torch.zeros(4)), "masses > 0 dalton, got 0"),
         (lambda x: tempering(Harmonic(), x * math.nan), "Expected finite xyz, got 288 numbers"),
