@@ -57,11 +57,12 @@ class Compiled:
         if rows.device.type != "cpu":
             with torch.no_grad():
                 return code(rows)
-        # Nothing here may be so large that torch shares it among threads of its own: they would
-        # go on spinning for a while, in the way of the pieces.
-        *pieces, last = rows.detach().split(self.piece)  # type: ignore[no-untyped-call]
-        missing = self.piece - len(last)
-        pieces.append(torch.cat([last, last[:1].expand(missing, *last.shape[1:])]))
+        pieces = list(rows.detach().contiguous().split(self.piece))  # type: ignore[no-untyped-call]
+        # Nothing else is copied: torch would share the work among threads of its own, which go on
+        # spinning for a while in the way of the pieces.
+        if missing := self.piece - len(pieces[-1]):
+            filling = pieces[-1][:1].expand(missing, *rows.shape[1:])
+            pieces[-1] = torch.cat([pieces[-1], filling])
         cores = torch.get_num_threads()
         kind = slopes, rows.dtype, rows.shape[1:]
         if kind not in self._met:  # compiled now, by this thread alone
@@ -107,11 +108,11 @@ def sound(gradient: Tensor) -> Tensor:
 def rows_in_cache(n_atoms: int) -> int:
     """Return how many conformations to take at a time: few enough for a core's cache.
 
-    Numbers of all pairs of 496 times 22 atoms are half a MiB in single precision. Positions are
-    fewer than the 2^15 numbers from which on torch uses several threads.
+    Numbers of all pairs of 512 times 22 atoms are half a MiB in single precision. A power of two
+    divides the batches that people choose.
     """
-    most = min(2**18 // n_atoms**2, 2**15 // (3 * n_atoms), 1024)
-    return max(most // 16 * 16, 16)
+    most = min(max(2**18 // n_atoms**2, 16), 1024)
+    return int(1 << (most.bit_length() - 1))
 
 
 def _quietly(code: Function, rows: Tensor) -> tuple[Tensor, ...]:

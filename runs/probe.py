@@ -12,6 +12,7 @@ from tqdm import tqdm
 from flows.probe import Probe, Share, probe
 from runs.building import build_system, choose_device
 from runs.cli import CommandError, run_command
+from runs.compiling import wants_compiled
 from runs.evaluate import load_flow
 from runs.folder import RunFolder, write_json
 from runs.samples import read_samples
@@ -27,6 +28,7 @@ def probe_run(
     n_structures: int = 10,
     seed: int = 0,
     device: str = "auto",
+    compile: bool | str = "auto",
     **walkers: Any,
 ) -> dict[str, Any]:
     """Probe the flow of a run; write probe.json and the worst regions as PDB into its folder.
@@ -37,6 +39,7 @@ def probe_run(
         n_structures: Structures of each, at most.
         seed: Of the walkers.
         device: "auto", "cpu" or "cuda".
+        compile: Whether energies are compiled: True, False, or "auto", where a compiler is found.
         **walkers: Further arguments of `flows.probe.probe`.
 
     Returns:
@@ -53,6 +56,8 @@ def probe_run(
     where = choose_device(device)
     system = build_system(run.config, device=where)
     flow = load_flow(run, system).to(where)
+    if wants_compiled(compile):
+        system.target.compile()
     generator = torch.Generator().manual_seed(seed)
     found = probe(
         flow,
@@ -138,6 +143,7 @@ def run(config: DictConfig) -> None:
             n_structures=config.n_structures,
             seed=config.seed,
             device=config.device,
+            compile=config.compile,
             **config.walkers,
         )
         log.info("%s", summary(report))

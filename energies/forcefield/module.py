@@ -85,9 +85,8 @@ class ForceField(Energy):
     | thermal, 400 K | up to 4e-4 kJ/mol | up to 1.4e-5 of the largest |
     | stretched, near clashes | up to 3e-6 of the summed magnitudes of the terms | the same |
 
-    `forcefield.compile()` fuses everything into one graph in place, which can be differentiated
-    once. On a CPU a batch should stay in cache: of a dipeptide about 1024 frames are fastest for
-    energies and 256 with forces, of a larger molecule fewer, as its number of pairs.
+    `forcefield.compile()` makes one graph of everything, with the gradient, which every core runs
+    on pieces of a batch (`energies.compiled`); it can be differentiated once.
 
     Example:
         >>> forcefield = ForceField.from_openmm(molecule.system)  # doctest: +SKIP
@@ -160,11 +159,7 @@ class ForceField(Energy):
         return Frames((x, y, z), pair_distances((x, y, z)) if self._needs_pairs else None)
 
     def forward(self, xyz: Tensor) -> Tensor:
-        """Return the energy without counting it, kJ/mol, float64, shape [...]; see `potential`.
-
-        This, not `potential`, is what `compile()` compiles: a counter inside a compiled graph
-        would recompile it on every call.
-        """
+        """Return the energy without counting it, kJ/mol, float64, shape [...]; see `potential`."""
         frames = xyz.reshape(-1, self.n_atoms, 3)
         clean: Tensor = _Quarantine.apply(frames)  # type: ignore[no-untyped-call]
         return self._energies(_planes(clean, self.unit)).reshape(xyz.shape[:-2])

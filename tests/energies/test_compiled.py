@@ -9,9 +9,98 @@ from pathlib import Path
 import openmm
 import pytest
 import torch
+from torch import Tensor
 
+from energies.compiled import Compiled, Function
 from energies.forcefield import ForceField
+from energies.internal import InternalCoordinates
+from energies.target import MolecularTarget
 from tests.energies.against_openmm import evaluate, frames, molecule, relative_force_error
+
+
+def numbers(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two numbers a row, the first without a finite gradient where a coordinate is 0."""
+    return x.abs().sqrt().sum((1, 2)), (x[:, 0] * x[:, 1]).sum(-1).sin()
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each call of "compiled" code is given; nothing is compiled."""
+    met = []
+
+    def compile_nothing(function: Function, **how: object) -> Function:
+        def code(rows: Tensor) -> tuple[Tensor, ...]:
+            assert not torch.is_grad_enabled()
+            met.append(len(rows))
+            return function(rows)
+
+        return code
+
+    monkeypatch.setattr("torch.compile", compile_nothing)
+    return met
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("n", [1, 8, 29])
+def test_pieces_of_one_size_give_the_numbers_of_the_whole(
+    n: int, threads: int, sizes: list[int]
+) -> None:
+    before = torch.get_num_threads()
+    x = torch.randn(n, 2, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, n, dtype=torch.float64)
+
+    def derived(columns: tuple[Tensor, ...]) -> Tensor:
+        return torch.autograd.grad((weights * torch.stack(columns)).sum(), x)[0]
+
+    function = Compiled(numbers, piece=8)
+    try:
+        torch.set_num_threads(threads)
+        found = function(x)
+        gradient = derived(found)
+        with torch.no_grad():
+            alone = function(x)
+    finally:
+        torch.set_num_threads(before)
+    assert set(sizes) == {8}
+    for column, again, expected in zip(found, alone, numbers(x), strict=True):
+        torch.testing.assert_close(column, expected, rtol=1e-14, atol=0)
+        assert torch.equal(again, column)
+        assert not again.requires_grad
+    torch.testing.assert_close(gradient, derived(numbers(x)), rtol=1e-13, atol=1e-15)
+
+
+def test_row_without_a_gradient_has_none_and_spoils_no_other(sizes: list[int]) -> None:
+    x = torch.ones(3, 2, 3)
+    x[1, 0, 0] = 0.0
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(Compiled(numbers, piece=4)(x)[0].sum(), x)
+    assert torch.equal(gradient, torch.tensor([0.5, 0.0, 0.5])[:, None, None].expand(3, 2, 3))
+
+
+def test_no_rows_and_no_second_derivative(sizes: list[int]) -> None:
+    function = Compiled(numbers, piece=4)
+    assert [len(column) for column in function(torch.ones(0, 2, 3))] == [0, 0]
+    assert sizes == []
+    x = torch.ones(1, 2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(function(x)[1].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="Expected at most one derivative of an energy"):
+        gradient.sum().backward()
+
+
+@pytest.mark.usefixtures("sizes")
+def test_target_has_the_gradients_of_energy_and_volume() -> None:
+    made = molecule("amber96-obc1")
+    forcefield = ForceField.from_openmm(made.system)
+    coordinates = InternalCoordinates.from_molecule(made, forcefield)
+    eager, compiled = (MolecularTarget(forcefield, coordinates) for _ in range(2))
+    compiled.compile()
+    x = 0.1 * torch.randn(2, 5, eager.dim, dtype=torch.float64)
+    x.requires_grad_()
+    for part in ("potential", "log_jac"):
+        one, other = (getattr(target.evaluate(x), part) for target in (eager, compiled))
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-10)
+        expected, found = (torch.autograd.grad(u.sum(), x)[0] for u in (one, other))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 # torch's own tracing uses what torch deprecates.

@@ -39,7 +39,7 @@ def test_regions_are_written_as_structures(
     (untrained / "probe" / "region_9.pdb").touch()  # of an earlier probe
     command(
         command_module, f"run={untrained}", "walkers.n=40", "walkers.n_steps=3",
-        "walkers.hot=1.5", "walkers.factor=1.1", "n_structures=2", "n_regions=2",
+        "walkers.hot=1.5", "walkers.factor=1.1", "n_structures=2", "n_regions=2", "compile=false",
     )  # fmt: skip
     report = json.loads((untrained / "probe.json").read_text())
     assert report["verdict"] in capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_regions_are_written_as_structures(
 
 def test_density_without_atoms_has_regions_but_no_structures(tmp_path: Path) -> None:
     command(train, "system=double_well", *SMALL, f"hydra.run.dir={tmp_path}")
-    report = probe_run(tmp_path, n=40, n_steps=3, factor=1.05)
+    report = probe_run(tmp_path, n=40, n_steps=3, factor=1.05, compile=False)
     assert report["regions"]
     assert all(r["structures"] is None for r in report["regions"])
     assert set(report["regions"][0]["heaviest"]) == {"0", "1"}
