@@ -11,11 +11,9 @@ from omegaconf import OmegaConf
 
 from energies.analytic import DoubleWell
 from energies.base import R
-from energies.reference import Reference, read_reference
-from energies.shipped import located
 from flows.errors import FlowInputError, OverlapError
 from runs import free_energy as command_module
-from runs import reference, train
+from runs import train
 from runs.cli import CommandError
 from runs.free_energy import free_energy
 from tests.runs.in_process import command
@@ -192,42 +190,3 @@ def test_ends_of_other_coordinates_are_refused(wells: tuple[Path, Path], tmp_pat
     OmegaConf.save(config, many / "config.yaml")
     with pytest.raises(CommandError, match="Expected two ends with the same coordinates, got"):
         free_energy(wells[0], other=many)
-
-
-ROUGH = [
-    "trainer.compile=false", "trainer.log_every=100", "evaluation.n=50000",
-    "evaluation.n_saved=50000", "evaluation.n_frames=2", "stages=forward_kl",
-    "stages.hot.steps=150", "stages.cool.steps=300", "stages.polish.steps=200",
-    "stages.hot.batch_size=512", "stages.cool.batch_size=512", "stages.polish.batch_size=512",
-]  # fmt: skip
-SHORT = ["n_chains=64", "plan.hot=100", "plan.burn_in=100", "plan.production=500"]
-
-
-def ground_truth(system: str, folder: Path) -> Reference:
-    """The reference that is shipped, or a short one."""
-    if not located(f"{system}.npz").is_file():
-        command(reference, f"system={system}", *SHORT, f"hydra.run.dir={folder}")
-        return read_reference(folder / "reference.npz")
-    return read_reference(f"{system}.npz")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("system", ["butane", "aldp"])
-def test_molecule_agrees_with_parallel_tempering(system: str, tmp_path: Path) -> None:
-    """Basins and the next temperature of the ladder, within 3 combined standard errors."""
-    truth = ground_truth(system, tmp_path / "reference")
-    folder = tmp_path / "run"
-    command(train, f"system={system}", *ROUGH, f"hydra.run.dir={folder}")
-    temperature = float(truth.temperatures[1])
-    report = free_energy(folder, to={"temperature": temperature})
-    for name, found in report["basins"]["differences"].items():
-        # Of one basin and the rest of them: 1 - all populations.
-        total = sum(p.value for p in truth.populations.values())
-        p = truth.populations[name]
-        value = -R * 300 * math.log(p.value / (1 - total))
-        se = R * 300 * p.se * math.hypot(1 / p.value, 1 / (1 - total))
-        assert abs(found["value"] - value) < 3 * math.hypot(found["se"], se), name
-    free = truth.diagnostics["free_energies"]
-    for name, found in report["ends"]["reduced"].items():
-        error = math.hypot(found["se"], 0.02)
-        assert abs(found["value"] - (free[1] - free[0])) < 3 * error, name
