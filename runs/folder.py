@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -97,8 +98,14 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "cores": os.cpu_count(),
-        "command": " ".join(sys.argv),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
     }
+
+
+def _program() -> list[str]:
+    """What was started: a module by its name, whose file lies elsewhere on another machine."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return [sys.argv[0]] if module is None else ["python", "-m", module.name]
 
 
 @contextmanager
