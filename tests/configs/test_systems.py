@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from energies.base import R
 from energies.openmm import OpenMMEnergy
+from energies.reference import read_reference
+from energies.shipped import SHIPPED
 from runs.building import build_system
 from runs.cli import CONFIGS
 from runs.systems import System
@@ -124,3 +126,25 @@ molecule: {_target_: energies.molecule.Molecule.from_pdb, path: mine.pdb,
     built = build_system(whole, device=torch.device("cpu"))
     assert built.size == "22 atoms"
     assert built.observed == ("omega_1", "phi_2", "psi_2", "omega_2")
+
+
+@pytest.mark.parametrize(
+    ("name", "basins"),
+    [("aldp", ["alpha_L"]), ("tetra", ["alpha_L_2", "alpha_L_3", "alpha_L_4"])],
+)
+def test_shipped_reference_is_of_the_system_as_it_is(name: str, basins: list[str]) -> None:
+    reference = read_reference(f"{name}.npz")
+    energy = system(name).target.energy
+    with torch.no_grad():
+        again = energy.potential(reference.xyz[::50])
+    # Positions are kept to 1e-5 nm.
+    torch.testing.assert_close(again, reference.potential[::50].to(again), rtol=0, atol=0.5)
+    assert len(reference.xyz) >= 2900
+    assert sorted(reference.populations) == basins
+    assert all(0 < p.se < p.value for p in reference.populations.values())
+    for counts in reference.counts.values():
+        assert counts.shape == (6, 100, 100)
+        assert counts.sum((1, 2)).min() > 1e5
+    command = reference.provenance["origin"]["command"]
+    assert command.startswith(f"python -m runs.reference system={name}")
+    assert (SHIPPED / f"{name}.npz").stat().st_size < 1e6
