@@ -21,6 +21,7 @@ from flows.metrics.histograms import (
 from flows.metrics.transport import line_distance, torus_distance, torus_floor
 from flows.types import Samples
 from runs.cli import CommandError
+from runs.records import Records, slow_report
 from runs.samples import check_energies
 from runs.systems import System
 
@@ -70,6 +71,7 @@ def compare(
     report: dict[str, Any],
     *,
     chunk: int,
+    records: Records | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return distances of a flow's samples from a reference.
@@ -82,13 +84,15 @@ def compare(
         observed: What the system looks at, by name, each [n].
         report: Figures of the samples: log_z and populations are looked up.
         chunk: Rows of the reference at a time.
+        records: Of the simulation that made the reference, in the order of time.
         seed: Of the bootstrap and of the points drawn for the torus.
 
     Returns:
         By name: EUBO and forward KL; "maps" (TV and KL of Ramachandran maps, raw and reweighted,
         mean over residues under "mean"), "energy" (W1, W2), "torsions" (Jensen-Shannon),
-        "torus_w2", each with its floor: the same number between two parts of the reference; and
-        "populations" beside those of the reference. An entry that the system has not is left out.
+        "torus_w2", "tica" (W2 along what moves slowest, if there are records), each with its
+        floor: the same number between two parts of the reference; and "populations" beside those
+        of the reference. An entry that the system has not is left out.
     """
     generator = torch.Generator().manual_seed(seed)
     device, dtype = flow.base.scale.device, flow.base.scale.dtype
@@ -113,6 +117,8 @@ def compare(
             "reweighted": torus_distance(angles, measured, log_w=log_w, generator=generator),
             "floor": torus_floor(measured, generator=generator),
         }
+        if records is not None:
+            found["tica"] = slow_report(records, angles, log_w, most=MOST, generator=generator)
     found["populations"] = {
         name: {
             "reference": exact._asdict(),
@@ -149,6 +155,12 @@ def summary(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"torus W2: raw {t['raw']:.3f}, reweighted {t['reweighted']:.3f}, "
             f"floor {t['floor']:.3f} rad"
+        )
+    if "tica" in found:
+        t = found["tica"]
+        lines.append(
+            f"slowest coordinate (TICA) W2: raw {t['w2_raw']['value']:.3f}, reweighted "
+            f"{t['w2_reweighted']['value']:.3f}, floor {t['w2_floor']:.3f} standard deviations"
         )
     for name, p in found["populations"].items():
         exact = p["reference"]

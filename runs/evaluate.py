@@ -21,6 +21,7 @@ from runs.comparison import summary as comparison_summary
 from runs.compiling import compile_all
 from runs.folder import RunFolder, write_json, writing_into
 from runs.pictures import draw_pictures
+from runs.records import Records, find_records, read_records
 from runs.samples import write_samples
 from runs.summary import as_text, read_run, table
 from runs.systems import System
@@ -60,6 +61,7 @@ def evaluate(
     *,
     seed: int,
     reference: Reference | None = None,
+    records: Records | None = None,
 ) -> dict[str, Any]:
     """Draw weighted samples and write everything that is known from them.
 
@@ -70,6 +72,7 @@ def evaluate(
         sizes: How many samples to draw and to write.
         seed: Of the samples; training uses another stream.
         reference: Ground truth to compare with.
+        records: Of the simulation that made the reference.
 
     Returns:
         What metrics.json holds.
@@ -82,8 +85,10 @@ def evaluate(
     report |= system.held_out(flow, sizes.n, chunk=sizes.chunk)
     said = [summary(report), *system.summary(report)]
     if reference is not None:
-        chunk = sizes.chunk
-        found = compare(flow, system, reference, samples, observed, report, chunk=chunk)
+        found = compare(
+            flow, system, reference, samples, observed, report,
+            chunk=sizes.chunk, records=records,
+        )  # fmt: skip
         report["reference"] = found
         said += comparison_summary(found)
     write_json(folder.metrics, report)
@@ -174,11 +179,17 @@ def evaluate_run(folder: RunFolder, config: DictConfig) -> None:
     sizes = read_sizes(config.evaluation)
     device = choose_device(config.device)
     system = build_system(folder.config, device=device)
-    reference = None if config.reference is None else load_reference(config.reference, system)
+    reference = records = None
+    if config.reference is not None:
+        reference = load_reference(config.reference, system)
+        if (path := find_records(config.records, config.reference)) is not None:
+            records = read_records(path, reference, system)
     flow = load_flow(folder, system).to(device)
     compile_all(flow, system.target, config.compile)
     with writing_into(folder.path):
-        evaluate(flow, system, folder, sizes, seed=config.seed, reference=reference)
+        evaluate(
+            flow, system, folder, sizes, seed=config.seed, reference=reference, records=records
+        )
 
 
 def run(config: DictConfig) -> None:

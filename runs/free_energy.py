@@ -69,14 +69,14 @@ def free_energy(
     stored = read_samples(run.samples)
     if basins is None and to is None and other is None:
         basins = run.config.system.get("basins")
-    boxes = _boxes(basins)
-    if not boxes and to is None and other is None:
+    asked = boxes(basins)
+    if not asked and to is None and other is None:
         raise CommandError(
             f"Expected basins, to or other, got none, and {run.config.system.name} names no basin."
         )
     report: dict[str, Any] = {"temperature": stored.temperature, "n": len(stored.samples)}
-    if boxes:
-        report["basins"] = between_basins(stored, boxes, start)
+    if asked:
+        report["basins"] = between_basins(stored, asked, start)
     if to is not None or other is not None:
         end = None if other is None else RunFolder.open(other, key="other")
         config = _changed(run.config, to) if end is None else end.config
@@ -141,19 +141,19 @@ def between_basins(
     }
 
 
-def _boxes(basins: Any) -> dict[str, Box]:
-    """Basins of a config as boxes."""
+def boxes(basins: Any) -> dict[str, Box]:
+    """Return the basins of a config as boxes; none of None."""
     plain = OmegaConf.to_container(basins) if OmegaConf.is_config(basins) else basins
-    boxes: dict[str, Box] = {}
+    found: dict[str, Box] = {}
     for name, box in (plain or {}).items():
         try:
-            boxes[name] = {torsion: (float(lo), float(hi)) for torsion, (lo, hi) in box.items()}
+            found[name] = {torsion: (float(lo), float(hi)) for torsion, (lo, hi) in box.items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise CommandError(
                 f"Expected basins.{name} to be torsions with two angles each, "
                 f"such as {{phi_2: [0, 2.3]}}, got {box}."
             ) from error
-    return boxes
+    return found
 
 
 def _changed(config: DictConfig, to: Any) -> DictConfig:

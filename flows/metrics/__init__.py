@@ -21,6 +21,7 @@ from flows.metrics.histograms import (
     torus_histogram,
     total_variation,
 )
+from flows.metrics.tica import SlowCoordinates, slow_coordinates, slow_distance, slow_floor
 from flows.metrics.transport import line_distance, torus_distance, torus_floor
 from flows.metrics.weights import (
     EssCurve,
@@ -46,6 +47,7 @@ __all__ = [
     "EssCurve",
     "Estimate",
     "Interval",
+    "SlowCoordinates",
     "Verdict",
     "blocked_histogram",
     "bootstrap",
@@ -72,6 +74,9 @@ __all__ = [
     "pareto_k_threshold",
     "resample",
     "reverse_kl",
+    "slow_coordinates",
+    "slow_distance",
+    "slow_floor",
     "torsion_histogram",
     "torus_distance",
     "torus_floor",

@@ -16,7 +16,7 @@ from flows.evaluation import forward_report
 from flows.flow import Flow
 from flows.metrics.weights import weighted_mean
 from runs.plane_figure import plane_density
-from runs.systems.base import Observable, System
+from runs.systems.base import Axis, Observable, System
 
 N_REFERENCE = 100_000
 """Exact samples that are drawn to compare with."""
@@ -91,6 +91,16 @@ class AnalyticSystem(System):
     def meaning(self) -> tuple[str, ...]:
         """The numbers of the coordinates of y."""
         return self.observed
+
+    @property
+    def planes(self) -> dict[str, tuple[str, str]]:
+        """The one that the config names."""
+        first, second = self.plane
+        return {"plane": (str(first), str(second))}
+
+    def axis(self, name: str) -> Axis:
+        """Return y with its number; it has no unit."""
+        return Axis(f"{self.kind}_{name}")
 
     def measure(self, xyz: Tensor) -> Tensor:
         """Return y, [..., D]."""

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from energies.errors import EnergyInputError
@@ -27,6 +29,34 @@ class Observable(NamedTuple):
 
     values: Tensor
     exact: float | None = None
+
+
+class Axis(NamedTuple):
+    """What lies along an axis of a figure.
+
+    Attributes:
+        label: Symbol and unit.
+        bounds: Ends of a period; None of what has none.
+    """
+
+    label: str
+    bounds: tuple[float, float] | None = None
+
+
+class Structure(NamedTuple):
+    """Atoms and bonds at their places.
+
+    Attributes:
+        elements: Element symbol of each atom.
+        labels: Residue and name of each atom.
+        bonds: Pairs of atoms.
+        xyz: Positions, nm, [N, 3].
+    """
+
+    elements: list[str]
+    labels: list[str]
+    bonds: list[tuple[int, int]]
+    xyz: NDArray[np.float64]
 
 
 class System(ABC):
@@ -77,6 +107,15 @@ class System(ABC):
     @abstractmethod
     def meaning(self) -> tuple[str, ...]:
         """What each flow coordinate is: systems that agree here can lend each other points."""
+
+    @property
+    @abstractmethod
+    def planes(self) -> dict[str, tuple[str, str]]:
+        """Pairs of what is observed whose joint density is worth a picture, by name."""
+
+    @abstractmethod
+    def axis(self, name: str) -> Axis:
+        """Return how one of `observed` is written along an axis."""
 
     def features(self, x: Tensor) -> Tensor:
         """Return numbers [n, K] whose distance tells one region of x [n, D] from another."""
@@ -139,6 +178,10 @@ class System(ABC):
     @abstractmethod
     def write_structures(self, path: Path, x: Tensor, generator: torch.Generator) -> bool:
         """Write a few samples, [n, D], as one PDB file; False of a system that has no atoms."""
+
+    def structures(self, x: Tensor) -> list[Structure]:
+        """Return samples, [n, D], as atoms and bonds, turned alike; none without atoms."""
+        return []
 
     @abstractmethod
     def masses(self, *, hydrogen_mass: float | None) -> Tensor:

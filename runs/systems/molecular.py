@@ -1,10 +1,12 @@
 """A molecule: torsions, populations of torsion boxes, Ramachandran surfaces, a trajectory."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mdtraj
+import numpy as np
 import openmm
 import torch
 from matplotlib.figure import Figure
@@ -21,7 +23,7 @@ from flows.metrics.bootstrap import bootstrap_populations, free_energy_of
 from flows.metrics.boxes import in_box
 from flows.metrics.histograms import torsion_histogram, torus_histogram
 from runs.figures import Marginal, ramachandran, torsion_marginals
-from runs.systems.base import Observable, System, check_temperature
+from runs.systems.base import Axis, Observable, Structure, System, check_temperature
 from runs.trajectory import write_pdb, write_trajectory
 
 BINS = 100
@@ -105,6 +107,20 @@ class MolecularSystem(System):
         rotors = (f"{r.order} x t({labels[r.leader]})" for r in self.coordinates.rotors)
         return (*self.coordinates.names, *rotors)
 
+    @property
+    def planes(self) -> dict[str, tuple[str, str]]:
+        """φ and ψ of each residue that has both, by the names of `maps`."""
+        residues = [name.removeprefix("phi_") for name in self.observed]
+        return {
+            r: (f"phi_{r}", f"psi_{r}")
+            for r in residues
+            if {f"phi_{r}", f"psi_{r}"} <= {*self.observed}
+        }
+
+    def axis(self, name: str) -> Axis:
+        """Return the symbol of a torsion, once around."""
+        return Axis(f"{_symbol(name)} (rad)", (-math.pi, math.pi))
+
     def features(self, x: Tensor) -> Tensor:
         """Return cosines and sines of the torsions looked at."""
         torsions = self.observe(x)
@@ -183,6 +199,18 @@ class MolecularSystem(System):
         write_pdb(path, torch.cat([*self._frames(x, generator)]), self.molecule.topology)
         return True
 
+    def structures(self, x: Tensor) -> list[Structure]:
+        """Return samples as atoms and bonds, laid over the first one."""
+        molecule = self.molecule
+        xyz = self.coordinates.to_xyz(x.to(self.coordinates.centre))[0].cpu().numpy()
+        frames = mdtraj.Trajectory(xyz, molecule.to_mdtraj())
+        frames.center_coordinates()
+        frames.superpose(frames[0])
+        return [
+            Structure(molecule.elements, molecule.labels, molecule.bonds, frame.astype(np.float64))
+            for frame in frames.xyz
+        ]
+
     def masses(self, *, hydrogen_mass: float | None) -> Tensor:
         """Return the masses of the System, those of hydrogens changed if asked for."""
         own = masses_from_openmm(self.molecule.system)
@@ -205,11 +233,9 @@ class MolecularSystem(System):
 
     def maps(self, observed: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return (φ, ψ) of each residue that has both."""
-        residues = [name.removeprefix("phi_") for name in observed if name.startswith("phi_")]
         return {
-            r: torch.stack([observed[f"phi_{r}"], observed[f"psi_{r}"]], dim=-1)
-            for r in residues
-            if f"psi_{r}" in observed
+            residue: torch.stack([observed[phi], observed[psi]], dim=-1)
+            for residue, (phi, psi) in self.planes.items()
         }
 
     def frames(self, xyz: Tensor) -> Tensor:

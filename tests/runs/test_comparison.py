@@ -66,6 +66,10 @@ def test_metrics_hold_every_distance_and_its_floor(run: Path, truth: Path) -> No
     assert found["energy"]["w2_raw"]["value"] >= found["energy"]["w1_raw"]["value"]
     assert set(found["torsions"]) == {"omega_1", "phi_2", "psi_2", "omega_2"}
     assert found["torus_w2"]["raw"] > found["torus_w2"]["floor"] > 0
+    slow = found["tica"]  # records.npz lies beside reference.npz
+    assert 0 <= slow["w2_raw"]["low"] <= slow["w2_raw"]["high"]
+    assert slow["w2_floor"] > 0
+    assert slow["lag_ps"] == pytest.approx(0.025)  # a quarter of 20 blocks of 5 fs
     assert found["populations"]["alpha_L"]["reference"]["value"] == pytest.approx(
         exact.populations["alpha_L"].value
     )
@@ -153,6 +157,25 @@ def test_references_of_something_else(
     assert "Expected path to be a whole reference file" in refusal(
         run, f"reference={tmp_path / 'half.npz'}", capsys=capsys
     )
+
+
+def test_records_of_something_else(
+    run: Path, truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(truth.with_name("records.npz")) as data:
+        whole = dict(data)
+    cases = {
+        "names": ({**whole, "observed_names": ["a", "b", "c", "d"]}, "with observed"),
+        "ladder": ({**whole, "temperatures": np.array([300.0, 900.0])}, "with temperatures"),
+        "other": ({"x": np.zeros(3)}, "Expected records to be a records.npz of runs.reference"),
+    }
+    for name, (arrays, sentence) in cases.items():
+        file = tmp_path / f"{name}.npz"
+        np.savez_compressed(file, **arrays)
+        said = refusal(run, f"reference={truth}", f"records={file}", capsys=capsys)
+        assert sentence in said
+    missing = refusal(run, f"reference={truth}", "records=/nowhere.npz", capsys=capsys)
+    assert "No such file" in missing
 
 
 def test_a_reference_at_another_temperature_is_refused(run: Path, truth: Path) -> None:
