@@ -42,6 +42,9 @@ LEAST_SAMPLES = 10.0
 LEAST_WALKERS = 25.0
 """Effective walkers below which a probe that found nothing says nothing."""
 
+LEAST_SEEN = 3.0
+"""Effective walkers, (mass / its error)², that must have seen a missing mass."""
+
 N_ERRORS = 3.0
 """Standard errors by which a missing mass must exceed what is known of and tolerated."""
 
@@ -63,10 +66,13 @@ class Share:
 
         Its logarithm is compared, less `N_ERRORS` of its standard errors, with that of `known`,
         plus as many of its own, plus `tolerated`: with few walkers a mass is right to a factor.
+        One heavy walker alone is no evidence.
         """
         value, se = self.mass
+        if value == 0 or value**2 < LEAST_SEEN * se**2:
+            return False
         allowed = self.known.value + N_ERRORS * self.known.se + tolerated
-        return value > 0 and math.log(value) - N_ERRORS * se / value > math.log(allowed)
+        return math.log(value) - N_ERRORS * se / value > math.log(allowed)
 
 
 @dataclass(frozen=True)
