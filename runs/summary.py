@@ -66,7 +66,7 @@ def read_run(folder: RunFolder) -> Run:
     """
     config = folder.config
     try:
-        figures = _flat(json.loads(folder.metrics.read_text(encoding="utf-8")))
+        figures = numbers_of(json.loads(folder.metrics.read_text(encoding="utf-8")))
         *_, last = folder.log.read_text(encoding="utf-8").splitlines() or ["{}"]
         row = json.loads(last)
     except (ValueError, OSError) as error:
@@ -80,12 +80,12 @@ def read_run(folder: RunFolder) -> Run:
     return Run(folder.path, config.system.name, config.name, int(config.seed), figures)
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Figures:
+def numbers_of(node: Mapping[str, Any], prefix: str = "") -> Figures:
     """Return the numbers of nested mappings under dotted names."""
     figures: Figures = {}
     for key, value in node.items():
         if isinstance(value, Mapping):
-            figures |= _flat(value, f"{prefix}{key}.")
+            figures |= numbers_of(value, f"{prefix}{key}.")
         elif isinstance(value, int | float):
             figures[f"{prefix}{key}"] = float(value)
     return figures

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -10,12 +11,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from flows.training import Trainer
-from flows.training.loggers import JsonLines, Logger, Tee
+from flows.training.loggers import JsonLines, Tee, read_rows
+from flows.training.mirrors import Outcome
 from runs.building import build_flow, build_stages, build_system, choose_device
 from runs.cli import run_command
 from runs.compiling import check_mode, compile_all, start_compiling
 from runs.evaluate import evaluate, read_sizes
 from runs.folder import RunFolder
+from runs.summary import numbers_of
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ def train(config: DictConfig) -> RunFolder:
         sum(p.numel() for p in flow.parameters()),
         folder.path,
     )
-    logger = _loggers(config, folder.path)
+    logger = _loggers(config, folder)
     if compile_all(flow, system.target, config.trainer.compile) and stages:
         start_compiling(flow, stages[0])
     generator = torch.Generator().manual_seed(config.seed)
@@ -65,7 +68,8 @@ def train(config: DictConfig) -> RunFolder:
             generator=generator,
         )
         log.info("trained in %.0f s", time.monotonic() - started)
-        evaluate(trained, system, folder, sizes, seed=config.seed)
+        report = evaluate(trained, system, folder, sizes, seed=config.seed)
+        logger.conclude(_outcome(folder, report))
     finally:
         logger.close()
     log.info("done in %.0f s", time.monotonic() - started)
@@ -75,11 +79,22 @@ def train(config: DictConfig) -> RunFolder:
 _NOT_TRAINER = ("max_steps", "batch_size", "max_time", "compile")
 
 
-def _loggers(config: DictConfig, folder: Path) -> Logger:
+def _loggers(config: DictConfig, folder: RunFolder) -> Tee:
     """The file of lines, and the mirror that the config asks for."""
     plain = OmegaConf.to_container(config, resolve=True)
-    mirrors = [instantiate(config.logger)(folder, plain)] if config.logger else []
-    return Tee([JsonLines(folder / "metrics.jsonl"), *mirrors])
+    mirrors = [partial(instantiate(config.logger), folder.path, plain)] if config.logger else []
+    return Tee(JsonLines(folder.log), mirrors)
+
+
+def _outcome(folder: RunFolder, report: dict[str, Any]) -> Outcome:
+    """What mirrors show of a run that was evaluated."""
+    rows = read_rows(folder.log) if folder.log.is_file() else []
+    return Outcome(
+        step=rows[-1]["step"] if rows else 0,
+        figures=numbers_of(report),
+        pictures={path.stem: path for path in sorted(folder.figures.glob("*.png"))},
+        files=[folder.checkpoint, folder.config_file],
+    )
 
 
 def main() -> None:

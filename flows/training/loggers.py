@@ -3,11 +3,12 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TextIO
 
-Row = dict[str, Any]
+from flows.files import replacing
+from flows.training.mirrors import Guarded, Mirror, Outcome, Row
 
 
 class Logger(ABC):
@@ -23,92 +24,87 @@ class Logger(ABC):
 
 
 class Tee(Logger):
-    """Passes every row to several loggers, in order.
+    """Passes every row to the record first, then to mirrors.
 
     Args:
-        loggers: The first is the record, the others are mirrors.
+        record: What must be written: its errors end the run.
+        mirrors: Start the others, each of which may fail without harm to the run.
     """
 
-    def __init__(self, loggers: Sequence[Logger]) -> None:
-        self._loggers = loggers
+    def __init__(self, record: Logger, mirrors: Sequence[Callable[[], Mirror]] = ()) -> None:
+        self._record = record
+        self._mirrors = [Guarded(start) for start in mirrors]
 
     def log(self, row: Row) -> None:
         """Pass the row on."""
-        for logger in self._loggers:
-            logger.log(row)
+        self._record.log(row)
+        for mirror in self._mirrors:
+            mirror.log(row)
+
+    def conclude(self, outcome: Outcome) -> None:
+        """Show mirrors what the run has come to; the record has files of its own for that."""
+        for mirror in self._mirrors:
+            mirror.conclude(outcome)
 
     def close(self) -> None:
         """Close all of them."""
-        for logger in self._loggers:
-            logger.close()
+        try:
+            self._record.close()
+        finally:
+            for mirror in self._mirrors:
+                mirror.close()
 
 
 class JsonLines(Logger):
     """One JSON object a line, flushed at once: what was logged survives whatever comes.
 
+    A run that goes on from a checkpoint repeats the steps after it. Rows of these steps, and a
+    line that a killed process left unfinished, make way for the new ones, so that the file reads
+    as that of a run which nothing interrupted.
+
     Args:
-        path: The file, appended to.
+        path: The file, gone on with if it exists.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file: TextIO | None = None
 
     def log(self, row: Row) -> None:
         """Append the row; numbers that JSON does not know become null."""
+        if self._file is None:
+            _cut(self._path, row["step"])
+            self._file = self._path.open("a", encoding="utf-8")
         self._file.write(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
-
-
-class Wandb(Logger):
-    """Mirror rows to Weights & Biases.
-
-    Args:
-        folder: The run folder; its files stay below it.
-        config: Shown beside the run.
-        project, mode: As in `wandb.init`; mode "offline" needs no account and no network.
-        name: Shown as the run's name.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        config: dict[str, Any],
-        *,
-        project: str = "boltzflow",
-        mode: Literal["online", "offline", "disabled"] = "offline",
-        name: str | None = None,
-    ) -> None:
-        import wandb  # a mirror is optional, and importing it takes seconds
-
-        self._run = wandb.init(
-            project=project, mode=mode, dir=str(folder), name=name or folder.name, config=config
-        )
-
-    def log(self, row: Row) -> None:
-        """Send the row."""
-        self._run.log(
-            {k: v for k, v in row.items() if isinstance(v, int | float)}, step=row["step"]
-        )
-
-    def close(self) -> None:
-        """End the run."""
-        self._run.finish()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows that `JsonLines` wrote; a last line that was cut short is left out."""
+    """Read the rows that `JsonLines` wrote; a line that was cut short is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            break
+            continue
     return rows
+
+
+def _cut(path: Path, step: int) -> None:
+    """Leave the rows before `step`, whole, in the file."""
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kept = "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] < step)
+    if kept != text:
+        with replacing(path) as temporary:
+            temporary.write_text(kept, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
