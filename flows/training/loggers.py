@@ -3,11 +3,10 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from flows.files import replacing
 from flows.training.mirrors import Guarded, Mirror, Outcome, Row
 
 
@@ -17,6 +16,9 @@ class Logger(ABC):
     @abstractmethod
     def log(self, row: Row) -> None:
         """Take one row; `row["step"]` counts gradient steps over the whole run."""
+
+    def rewind(self, step: int) -> None:  # noqa: B027  # what cannot be taken back stays
+        """Forget the rows after a step: training goes on from there, and they come again."""
 
     @abstractmethod
     def close(self) -> None:
@@ -41,6 +43,12 @@ class Tee(Logger):
         for mirror in self._mirrors:
             mirror.log(row)
 
+    def rewind(self, step: int) -> None:
+        """Pass it on."""
+        self._record.rewind(step)
+        for mirror in self._mirrors:
+            mirror.rewind(step)
+
     def conclude(self, outcome: Outcome) -> None:
         """Show mirrors what the run has come to; the record has files of its own for that."""
         for mirror in self._mirrors:
@@ -58,53 +66,50 @@ class Tee(Logger):
 class JsonLines(Logger):
     """One JSON object a line, flushed at once: what was logged survives whatever comes.
 
-    A run that goes on from a checkpoint repeats the steps after it. Rows of these steps, and a
-    line that a killed process left unfinished, make way for the new ones, so that the file reads
-    as that of a run which nothing interrupted.
-
     Args:
-        path: The file, gone on with if it exists.
+        path: The file, appended to.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._file: TextIO | None = None
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def log(self, row: Row) -> None:
         """Append the row; numbers that JSON does not know become null."""
-        if self._file is None:
-            _cut(self._path, row["step"])
-            self._file = self._path.open("a", encoding="utf-8")
         self._file.write(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n")
         self._file.flush()
 
+    def rewind(self, step: int) -> None:
+        """Cut off the rows after `step`, and a line that was cut short."""
+        size = 0
+        for row, end in _whole_rows(self._path):
+            if row["step"] > step:
+                break
+            size = end
+        self._file.truncate(size)
+
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows that `JsonLines` wrote; a line that was cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    """Read the rows that `JsonLines` wrote; a last line that was cut short is left out."""
+    return [row for row, _ in _whole_rows(path)]
+
+
+def _whole_rows(path: Path) -> Iterator[tuple[Row, int]]:
+    """Yield rows, and where in the file each ends, up to the first that is not whole."""
+    end = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        end += len(line)
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def _cut(path: Path, step: int) -> None:
-    """Leave the rows before `step`, whole, in the file."""
-    if not path.is_file():
-        return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    kept = "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] < step)
-    if kept != text:
-        with replacing(path) as temporary:
-            temporary.write_text(kept, encoding="utf-8")
+            row = json.loads(line)
+        except ValueError:  # not JSON, or not even text
+            return
+        if not (line.endswith(b"\n") and isinstance(row, dict) and "step" in row):
+            return
+        yield row, end
 
 
 def _plain(value: Any) -> Any:

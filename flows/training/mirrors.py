@@ -35,6 +35,9 @@ class Mirror(ABC):
     def log(self, row: Row) -> None:
         """Take one row of figures; `row["step"]` counts gradient steps over the whole run."""
 
+    def rewind(self, step: int) -> None:  # noqa: B027  # what cannot be taken back stays
+        """Forget the rows after a step: training goes on from there, and they come again."""
+
     @abstractmethod
     def conclude(self, outcome: Outcome) -> None:
         """Take what the run has come to."""
@@ -59,6 +62,11 @@ class Guarded(Mirror):
         """Pass the row on."""
         if (mirror := self._mirror) is not None:
             self._do("take a row", lambda: mirror.log(row))
+
+    def rewind(self, step: int) -> None:
+        """Pass it on."""
+        if (mirror := self._mirror) is not None:
+            self._do("forget rows", lambda: mirror.rewind(step))
 
     def conclude(self, outcome: Outcome) -> None:
         """Pass the outcome on."""
@@ -156,14 +164,20 @@ class TensorBoard(Mirror):
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = None
         self._open = lambda step: SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-        self._config = config
+        self._writer: Any = None
+        self._text = f"```json\n{json.dumps(config, indent=2, default=str)}\n```"
 
     def log(self, row: Row) -> None:
         """Write the row's numbers."""
+        writer = self._at(row["step"])
         for name, value in _numbers(row).items():
-            self._at(row["step"]).add_scalar(name, value, row["step"])
+            writer.add_scalar(name, value, row["step"])
+
+    def rewind(self, step: int) -> None:
+        """Start another file, whose head tells TensorBoard to forget what came after `step`."""
+        self.close()
+        self._at(step + 1)
 
     def conclude(self, outcome: Outcome) -> None:
         """Write figures as `evaluation/<name>`, and pictures."""
@@ -182,13 +196,13 @@ class TensorBoard(Mirror):
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
 
     def _at(self, step: int) -> Any:
-        """The writer; when it opens, TensorBoard forgets what an earlier session wrote later."""
+        """The writer, which if none is open is opened at a step."""
         if self._writer is None:
             self._writer = self._open(step)
-            text = json.dumps(self._config, indent=2, default=str)
-            self._writer.add_text("config", f"```json\n{text}\n```", step)
+            self._writer.add_text("config", self._text, step)
         return self._writer
 
 
