@@ -10,33 +10,22 @@ from pathlib import Path
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from energies.errors import EnergyInputError
 from flows.errors import FlowInputError, TrainingError
 from flows.training import InterruptedRunError
+from runs import resolvers
+from runs.errors import CommandError as CommandError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-class CommandError(ValueError):
-    """A command cannot do what was asked; the message says what was expected."""
-
-
-def share(fraction: float, total: int | float | None) -> int | float | None:
-    """Return a share of a budget that may be None; of a whole number, a whole one of at least 1.
-
-    In configs it is written ${share:0.3,${trainer.max_steps}}.
-    """
-    if total is None:
-        return None
-    part = float(fraction) * total
-    return max(round(part), 1) if isinstance(total, int) else part
-
-
-OmegaConf.register_new_resolver("share", share, replace=True)
+resolvers.register()
 
 OUR_ERRORS = (CommandError, EnergyInputError, FlowInputError, TrainingError)
 
@@ -58,7 +47,9 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
     def main(config: DictConfig) -> None:
         try:
             task(config)
-        except Exception as error:  # noqa: BLE001  # raised again below, past Hydra's own report
+        except Exception as error:  # raised again below, past Hydra's own report
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise  # a job; the launcher brings it back, from another process too
             failed.append(error)
 
     try:

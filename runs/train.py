@@ -19,6 +19,7 @@ from runs.compiling import check_mode, compile_all, start_compiling
 from runs.evaluate import evaluate, read_sizes
 from runs.folder import RunFolder
 from runs.summary import numbers_of
+from runs.sweeps import Swept
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _outcome(folder: RunFolder, report: dict[str, Any]) -> Outcome:
 
 def main() -> None:
     """Run the command."""
-    run_command(train, "train")
+    run_command(Swept(train, "runs.train"), "train")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from energies.target import EnergyTarget
 from flows.training import Trainer
 from runs import train
 from runs.building import build_flow, build_stages, build_system
-from runs.cli import CONFIGS, share
+from runs.cli import CONFIGS
+from runs.resolvers import share
 from tests.rows import Rows
 from tests.runs.in_process import command
 
