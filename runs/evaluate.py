@@ -22,8 +22,9 @@ from runs.compiling import compile_all
 from runs.folder import RunFolder, write_json, writing_into
 from runs.pictures import draw_pictures
 from runs.records import Records, find_records, read_records
+from runs.results import read_run
 from runs.samples import write_samples
-from runs.summary import as_text, read_run, table
+from runs.summary import as_text, table
 from runs.systems import System
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from flows.files import replacing, write_json
-from runs.cli import CommandError
+from runs.errors import CommandError
 
 __all__ = ["RunFolder", "provenance", "write_arrays", "write_json", "writing_into"]
 

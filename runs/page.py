@@ -87,6 +87,8 @@ def render(title: str, verdict: Verdict, sections: Sequence[Section]) -> str:
         for k, section in enumerate(sections, start=1)
         for piece in _section(section, k, numbers)
     )
+    drawn = any(isinstance(part, Figures) for section in sections for part in section.parts)
+    drawing = f"{_CANVAS}{get_plotlyjs()}" if drawn else ""
     chapters = [(k, s.title) for k, s in enumerate(sections, start=1) if s.level == 2]
     links = "".join(f'<a href="#section-{k}">{escape(name)}</a>' for k, name in chapters)
     return (
@@ -94,7 +96,7 @@ def render(title: str, verdict: Verdict, sections: Sequence[Section]) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n<script>{_CANVAS}{get_plotlyjs()}</script>\n</head><body>\n"
+        f"<style>{_STYLE}</style>\n<script>{_SORT}{drawing}</script>\n</head><body>\n"
         f"<h1>{escape(title)}</h1>\n{_part(verdict, numbers)}\n"
         + (f"<nav>{links}</nav>\n" if len(chapters) > 1 else "")
         + f"{body}\n</body></html>\n"
@@ -169,6 +171,21 @@ _CANVAS = """{
 }
 """
 
+# A click on the head of a column sorts its table, once more the other way round; empty cells last.
+_SORT = """addEventListener("click", ({target}) => {
+  const head = target.closest("th");
+  if (!head) return;
+  const body = head.closest("table").tBodies[0], down = head.dataset.sorted !== "up";
+  for (const other of head.parentNode.cells) delete other.dataset.sorted;
+  head.dataset.sorted = down ? "up" : "down";
+  const key = (row) => row.cells[head.cellIndex].textContent;
+  const rows = [...body.rows].map((row) => [key(row), parseFloat(key(row)), row]);
+  rows.sort(([a, m], [b, n]) => !a - !b || (down ? 1 : -1) *
+    (isNaN(m) || isNaN(n) ? isNaN(m) - isNaN(n) || a.localeCompare(b) : m - n));
+  body.append(...rows.map(([, , row]) => row));
+});
+"""
+
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -190,7 +207,9 @@ table { border-collapse: collapse; margin-bottom: .8rem; font-size: .9rem;
   font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; vertical-align: top;
   border-bottom: 1px solid #ddd; overflow-wrap: normal; }
-th { border-bottom: 2px solid #111; }
+th { border-bottom: 2px solid #111; cursor: pointer; }
+th[data-sorted=up]::after { content: " ▲"; }
+th[data-sorted=down]::after { content: " ▼"; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr));
   gap: .5rem 1rem; }
 .figure { min-width: 0; break-inside: avoid; }

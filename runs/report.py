@@ -15,8 +15,9 @@ from runs.cli import CommandError, run_command
 from runs.folder import writing_into
 from runs.page import Part, Section, Words, render
 from runs.report_pictures import View
+from runs.results import read_run
 from runs.run_files import RunFiles, read_run_files
-from runs.summary import read_run, table
+from runs.summary import table
 from runs.verdicts import headline
 
 log = logging.getLogger(__name__)

@@ -2,21 +2,18 @@
 
 import argparse
 import csv
-import json
 import math
 import re
 import statistics
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from flows.files import replacing
-from runs.cli import CommandError
-from runs.folder import RunFolder
-
-Figures = dict[str, float]
+from runs.errors import CommandError
+from runs.page import Section, Table, Verdict, Words, render
+from runs.results import Group, Run, find_runs, groups
 
 COLUMNS = (
     "n", "n_evals", "steps", "time_s", "ess", "ess_clip1e-4", "log_z", "log_z_error",
@@ -24,71 +21,6 @@ COLUMNS = (
     "reference.forward_kl", "reference.energy.w1_reweighted.value", "reference.torus_w2.raw",
 )  # fmt: skip
 """What the text shows first, where a run has it; populations follow. The CSV has everything."""
-
-
-class Run(NamedTuple):
-    """One evaluated run.
-
-    Attributes:
-        folder: Where it lies.
-        system: Name of its system.
-        name: Name of the run: those of one name differ by their seeds.
-        seed: Of flow and samples.
-        figures: All numbers of metrics.json by dotted name, and what training cost.
-    """
-
-    folder: Path
-    system: str
-    name: str
-    seed: int
-    figures: Figures
-
-
-def find_runs(folder: Path) -> list[Run]:
-    """Return the evaluated runs below a folder, by system, name and seed.
-
-    Raises:
-        CommandError: The folder is not there, or holds no evaluated run.
-    """
-    if not folder.is_dir():
-        raise CommandError(f"Expected the folder of some runs, got {folder}: no such one.")
-    runs = [read_run(RunFolder(path.parent)) for path in folder.rglob("metrics.json")]
-    if not runs:
-        raise CommandError(f"Expected evaluated runs below {folder}, got none.")
-    return sorted(runs, key=lambda run: (run.system, run.name, run.seed, run.folder))
-
-
-def read_run(folder: RunFolder) -> Run:
-    """Return the figures of one evaluated run.
-
-    Raises:
-        CommandError: The folder lacks them, or they cannot be read.
-    """
-    config = folder.config
-    try:
-        figures = numbers_of(json.loads(folder.metrics.read_text(encoding="utf-8")))
-        *_, last = folder.log.read_text(encoding="utf-8").splitlines() or ["{}"]
-        row = json.loads(last)
-    except (ValueError, OSError) as error:
-        raise CommandError(
-            f"Expected metrics.json and metrics.jsonl of a run in {folder.path}, got: {error}."
-        ) from error
-    cost = {"n_evals": "n_evals", "steps": "step", "time_s": "time_s"}
-    figures |= {name: float(row[key]) for name, key in cost.items() if key in row}
-    if "log_z_exact" in figures:
-        figures["log_z_error"] = figures["log_z"] - figures["log_z_exact"]
-    return Run(folder.path, config.system.name, config.name, int(config.seed), figures)
-
-
-def numbers_of(node: Mapping[str, Any], prefix: str = "") -> Figures:
-    """Return the numbers of nested mappings under dotted names."""
-    figures: Figures = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            figures |= numbers_of(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float):
-            figures[f"{prefix}{key}"] = float(value)
-    return figures
 
 
 def shown(runs: Sequence[Run]) -> list[str]:
@@ -103,23 +35,130 @@ def shown(runs: Sequence[Run]) -> list[str]:
 
 
 def table(runs: Sequence[Run]) -> list[list[str]]:
-    """Return rows of text: a head, each run, and under the runs of one name their mean.
-
-    A mean of k runs stands with its standard error s / √k, s the standard deviation between them.
-    """
+    """Return rows of text: a head, each run, and under the runs of one kind their mean."""
     columns = shown(runs)
-    rows = [["system", "name", "seed", *(_short(name) for name in columns)]]
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.system, run.name].append(run)
-    for (system, name), group in groups.items():
-        for run in group:
-            numbers = [_number(run.figures.get(column)) for column in columns]
-            rows.append([system, name, str(run.seed), *numbers])
-        if len(group) > 1:
-            means = [_mean([r.figures[c] for r in group if c in r.figures]) for c in columns]
-            rows.append([system, name, f"mean of {len(group)}", *means])
+    rows = [_head(columns)]
+    for group in groups(runs):
+        rows += _runs(group, columns)
+        rows += [_means(group, columns)] if len(group.runs) > 1 else []
     return rows
+
+
+def sorted_groups(runs: Sequence[Run], by: str) -> list[Group]:
+    """Return the runs of each kind, by system and then by the mean of a figure.
+
+    Args:
+        runs: Of any kinds.
+        by: Name of a figure, with a minus before it for the highest first; "" for the name.
+
+    Raises:
+        CommandError: None of the runs has that figure.
+    """
+    found, name = groups(runs), by.removeprefix("-")
+    if not name:
+        return found
+    if not any(name in run.figures for run in runs):
+        known = ", ".join(shown(runs)) or "none yet"
+        raise CommandError(f"Expected --sort to be a figure of the runs ({known}), got {name!r}.")
+
+    def place(group: Group) -> tuple[str, float]:
+        values = [run.figures[name] for run in group.runs if name in run.figures]
+        mean = statistics.fmean(values) if values else math.nan
+        mean = -mean if by.startswith("-") else mean
+        return group.system, mean if math.isfinite(mean) else math.inf
+
+    return sorted(found, key=place)
+
+
+def count(runs: Sequence[Run]) -> str:
+    """Say how many runs are in which state."""
+    counts = Counter(run.state.split()[0] for run in runs)
+    order = ("done", "running", "queued", "failed", "nan", "unknown")
+    return ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as lines whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def text(runs: Sequence[Run], by: str = "") -> str:
+    """Return all there is to say: each run, means, what went wrong, and counts at the end."""
+    columns, found = shown(runs), sorted_groups(runs, by)
+    blocks = [as_text([_head(columns), *(row for g in found for row in _runs(g, columns))])]
+    if means := [_means(group, columns) for group in found if len(group.runs) > 1]:
+        blocks.append(as_text([_head(columns), *means]))
+    if wrong := _errors(runs):
+        blocks.append("\n".join(f"{state}: {folder}: {why}" for folder, state, why in wrong))
+    return "\n\n".join([*blocks, f"{len(runs)} runs: {count(runs)}"])
+
+
+def page(runs: Sequence[Run], title: str, by: str = "") -> str:
+    """Return the same as a page that needs no network; a click on a head sorts its table."""
+    columns, found = shown(runs), sorted_groups(runs, by)
+    head, wrong = _head(columns), _errors(runs)
+    states = {run.state.split()[0] for run in runs}
+    level = "bad" if states & {"failed", "nan"} else "good" if states == {"done"} else "open"
+    sections = [
+        Section("Means over seeds", [Table(head, [_means(group, columns) for group in found])], 2)
+    ]
+    if wrong:
+        sections.append(Section("What went wrong", [Table(("folder", "state", "why"), wrong)], 2))
+    every = [
+        [*row, str(run.folder)]
+        for group in found
+        for row, run in zip(_runs(group, columns), group.runs, strict=True)
+    ]
+    remark = Words("A click on the head of a column sorts by it.", remark=True)
+    sections.append(Section("Runs", [remark, Table([*head, "folder"], every)], 2))
+    return render(title, Verdict(level, f"{len(runs)} runs: {count(runs)}."), sections)
+
+
+def write_csv(runs: Sequence[Run], path: Path) -> None:
+    """Write every figure of every run, a line each."""
+    columns = sorted({name for run in runs for name in run.figures})
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["folder", "system", "name", "seed", "state", "error", *columns])
+        for group in groups(runs):
+            for run in group.runs:
+                figures = [run.figures.get(column, "") for column in columns]
+                told = [run.folder, run.system, group.name, run.seed, run.state, run.error]
+                writer.writerow([*told, *figures])
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    return ["system", "name", "seed", "state", *(_short(name) for name in columns)]
+
+
+def _runs(group: Group, columns: Sequence[str]) -> list[list[str]]:
+    """Return a row for each run of a group."""
+    return [
+        [
+            group.system, group.name, "" if run.seed is None else str(run.seed), run.state,
+            *(_number(run.figures.get(column)) for column in columns),
+        ]
+        for run in group.runs
+    ]  # fmt: skip
+
+
+def _means(group: Group, columns: Sequence[str]) -> list[str]:
+    """Return the means of a group.
+
+    A mean of k runs stands with its standard error s / √k, s the standard deviation between them;
+    runs that lack a figure are no part of it.
+    """
+    having = [[run.figures[c] for run in group.runs if c in run.figures] for c in columns]
+    of = f"mean of {len(group.runs)}"
+    return [group.system, group.name, of, count(group.runs), *map(_mean, having)]
+
+
+def _errors(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    return [(str(run.folder), run.state, run.error) for run in runs if run.error]
 
 
 def _short(name: str) -> str:
@@ -139,37 +178,27 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.4g} ± {error:.2g}"
 
 
-def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as lines whose columns stand below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def write_csv(runs: Sequence[Run], path: Path) -> None:
-    """Write every figure of every run, a line each."""
-    columns = sorted({name for run in runs for name in run.figures})
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["folder", "system", "name", "seed", *columns])
-        for run in runs:
-            figures = [run.figures.get(column, "") for column in columns]
-            writer.writerow([run.folder, run.system, run.name, run.seed, *figures])
-
-
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m runs.summary", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m runs.summary", description=__doc__, epilog="summary.csv and summary.html "
+        "are written into the folder: the one with every figure, the other for a browser.",
+    )  # fmt: skip
     parser.add_argument("folder", type=Path, help="runs are looked for anywhere below it")
-    folder = parser.parse_args().folder
+    parser.add_argument(
+        "--sort", default="", metavar="FIGURE",
+        help="order of the kinds of runs within a system, as --sort=-ess: the highest first",
+    )  # fmt: skip
+    given = parser.parse_args()
     try:
-        runs = find_runs(folder)
-        write_csv(runs, folder / "summary.csv")
+        runs = find_runs(given.folder)
+        sys.stdout.write(f"{text(runs, given.sort)}\n")
+        write_csv(runs, given.folder / "summary.csv")
+        with replacing(given.folder / "summary.html") as temporary:
+            title = f"Runs in {given.folder}"
+            temporary.write_text(page(runs, title, given.sort), encoding="utf-8")
     except (CommandError, OSError) as error:
         sys.exit(str(error))
-    sys.stdout.write(f"{as_text(table(runs))}\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -31,14 +31,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs import resolvers
 from runs.errors import CommandError
+from runs.results import ONE_KIND, leaves
 from runs.status import Status, read_status, write_status
 
 log = logging.getLogger(__name__)
 
 resolvers.register()  # launchers import this module to name the folder of a job
-
-UNSAID = ("resume", "logger", "device")
-"""Keys of a config that may differ between two sessions of one job."""
 
 
 class Swept:
@@ -164,21 +162,10 @@ def _differing(file: Path, config: DictConfig) -> list[str]:
     """Return up to three keys whose values differ between a stored config and this one."""
     if not file.is_file():
         return []
-    then = dict(_leaves(yaml.load(file.read_text(encoding="utf-8"), _Loader)))
-    now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
+    then = leaves(yaml.safe_load(file.read_text(encoding="utf-8")))
+    now = leaves(OmegaConf.to_container(config, resolve=True))
     keys = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
-    return [k for k in keys if k.partition(".")[0] not in UNSAID][:3]
-
-
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, node
-
-
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [k for k in keys if k.partition(".")[0] not in ONE_KIND][:3]
 
 
 def _empty(folder: Path) -> None:

@@ -18,7 +18,7 @@ from runs.cli import run_command
 from runs.compiling import check_mode, compile_all, start_compiling
 from runs.evaluate import evaluate, read_sizes
 from runs.folder import RunFolder
-from runs.summary import numbers_of
+from runs.results import numbers_of
 from runs.sweeps import Swept
 
 log = logging.getLogger(__name__)

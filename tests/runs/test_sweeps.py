@@ -208,7 +208,15 @@ def test_what_a_wandb_agent_runs_is_the_same_command(monkeypatch: pytest.MonkeyP
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     asked = yaml.safe_load(WANDB_SWEEP.read_text())
-    assert set(asked) <= {"program", "project", "name", "method", "metric", "parameters", "command"}
+    assert set(asked) <= {
+        "program",
+        "project",
+        "name",
+        "method",
+        "metric",
+        "parameters",
+        "command",
+    }
     assert asked["method"] in ("grid", "random", "bayes")
     assert all(set(p) == {"values"} and p["values"] for p in asked["parameters"].values())
     chosen = {name: {"value": p["values"][0]} for name, p in asked["parameters"].items()}
