@@ -14,7 +14,7 @@ from flows.training.loggers import JsonLines, Logger, Tee
 from runs.building import build_flow, build_stages, build_system, choose_device
 from runs.cli import run_command
 from runs.compiling import check_mode, compile_all, start_compiling
-from runs.evaluate import evaluate, read_sizes
+from runs.evaluate import evaluate, load_flow, read_sizes
 from runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -35,11 +35,16 @@ def train(config: DictConfig) -> RunFolder:
     device = choose_device(config.device)
     if config.resume is not None:
         RunFolder.open(config.resume, key="resume")
+    first = None
+    if config.start is not None:
+        first = RunFolder.open(config.start, key="start")
+        config.flow = first.config.flow  # the weights are of this one
     stages = build_stages(config)
     trainer = Trainer(**{k: v for k, v in config.trainer.items() if k not in _NOT_TRAINER})
     torch.manual_seed(config.seed)
     system = build_system(config, device=device)
-    flow = build_flow(config, system.target).to(device)
+    flow = build_flow(config, system.target) if first is None else load_flow(first, system)
+    flow = flow.to(device)
     folder = RunFolder(config.resume or HydraConfig.get().runtime.output_dir)
     folder.start(config)
     log.info(
