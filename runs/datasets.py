@@ -1,9 +1,10 @@
-"""Training points from trajectories of other programs."""
+"""Training points from trajectories of other programs, and from our own simulations."""
 
 from pathlib import Path
 
 import mdtraj
 
+from energies.reference import read_reference
 from flows.proposals import Points
 from runs.cli import CommandError
 
@@ -35,3 +36,20 @@ class Trajectory(Points):
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise CommandError(f"Expected a trajectory at {path}, got: {error}.") from error
         super().__init__({"xyz": frames.xyz}, temperature=temperature, source=path)
+
+
+class ReferenceFrames(Points):
+    """The frames of a reference file, at its lowest temperature.
+
+    Args:
+        path: The file, or the name of one that this package ships, such as "aldp.npz".
+        temperature: T of the frames, kelvin, if they are unbiased samples of this very energy.
+
+    Raises:
+        EnergyInputError: It is missing, damaged, or another kind of file.
+    """
+
+    def __init__(self, path: str, *, temperature: float | None = None) -> None:
+        super().__init__(
+            {"xyz": read_reference(path).xyz.numpy()}, temperature=temperature, source=path
+        )

@@ -130,7 +130,7 @@ def write_report(
 def _compared(runs: Sequence[RunFiles]) -> Section:
     if not runs:
         return Section("Comparison", [Words("None of the runs was evaluated.")], level=2)
-    rows = table([read_run(run.folder) for run in runs])
+    rows = table([read_run(run.folder.path) for run in runs])
     return Section("Comparison", [sections.comparison(rows)], level=2)
 
 

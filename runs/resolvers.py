@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
+OF_SESSIONS = (
+    "sweep", "resume", "logger", "allow", "trainer.max_time", "trainer.progress_bar",
+)  # fmt: skip
+"""Keys that say how a session of a run goes on rather than which run it is."""
+
 LONGEST = 100
 """Characters of a folder that is named after an override; file systems allow 255 bytes."""
 
@@ -30,10 +35,15 @@ def job_folder(overrides: Sequence[str]) -> str:
     tells it from others.
 
     Args:
-        overrides: Of the job; which file of `sweep` they came from names the sweep, not the job.
+        overrides: Of the job; those of sessions are no part of its name.
     """
-    parts = [_folder(o) for o in sorted(overrides) if not o.startswith("sweep=")]
+    parts = [_folder(o) for o in sorted(overrides) if not of_session(o.partition("=")[0])]
     return "/".join(parts) or "job"
+
+
+def of_session(key: str) -> bool:
+    """Return whether a key of the config may change from one session of a run to the next."""
+    return any(key == one or key.startswith(f"{one}.") for one in OF_SESSIONS)
 
 
 def _folder(override: str) -> str:

@@ -11,14 +11,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from runs.errors import CommandError
-from runs.folder import RunFolder
+from runs.resolvers import of_session
 from runs.status import Status, read_status
 
 Figures = dict[str, float]
 Leaves = dict[str, Any]
-
-ONE_KIND = ("resume", "logger", "device")
-"""Keys of a config by which runs of one kind may differ, beside their seeds."""
 
 
 class Run(NamedTuple):
@@ -90,7 +87,7 @@ def _found(path: Path) -> Run:
         return Run(path, "", path.name, None, {}, status.state, status.error)
     evaluated = (path / "metrics.json").is_file()
     try:
-        run = read_run(RunFolder(path), evaluated=evaluated)
+        run = read_run(path, evaluated=evaluated)
     except CommandError as error:
         return Run(path, "", path.name, None, {}, "failed", str(error))
     if status is None:
@@ -100,7 +97,7 @@ def _found(path: Path) -> Run:
     return run._replace(state=f"{status.state}{share}", error=status.error)
 
 
-def read_run(folder: RunFolder, *, evaluated: bool = True) -> Run:
+def read_run(folder: Path, *, evaluated: bool = True) -> Run:
     """Return the figures of one run.
 
     Args:
@@ -112,26 +109,24 @@ def read_run(folder: RunFolder, *, evaluated: bool = True) -> Run:
     """
     figures: Figures = {}
     try:
-        config = leaves(yaml.load(folder.config_file.read_text(encoding="utf-8"), _Loader))
+        config = leaves(yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), _Loader))
         if evaluated:
-            figures |= numbers_of(json.loads(folder.metrics.read_text(encoding="utf-8")))
-        row = _last_row(folder.log)
+            figures |= numbers_of(
+                json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            )
+        row = _last_row(folder / "metrics.jsonl")
         system, name, seed = config["system.name"], config["name"], int(config["seed"])
     except (ValueError, KeyError, OSError, yaml.YAMLError) as error:
         raise CommandError(
-            f"Expected config.yaml, metrics.json and metrics.jsonl of a run in {folder.path}, "
+            f"Expected config.yaml, metrics.json and metrics.jsonl of a run in {folder}, "
             f"got: {' '.join(str(error).split())}."
         ) from error
     cost = {"n_evals": "n_evals", "steps": "step", "time_s": "time_s"}
     figures |= {to: float(row[key]) for to, key in cost.items() if key in row}
     if "log_z_exact" in figures:
         figures["log_z_error"] = figures["log_z"] - figures["log_z_exact"]
-    kind = {
-        key: value
-        for key, value in config.items()
-        if key.partition(".")[0] not in ONE_KIND and key.rpartition(".")[2] != "seed"
-    }
-    return Run(folder.path, str(system), str(name), seed, figures, kind=kind)
+    kind = {k: v for k, v in of_run(config).items() if k.rpartition(".")[2] != "seed"}
+    return Run(folder, str(system), str(name), seed, figures, kind=kind)
 
 
 def _last_row(log: Path) -> dict[str, Any]:
@@ -149,6 +144,11 @@ _TAIL = 1 << 16
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is compiled
 
 
+def read_leaves(file: Path) -> Leaves:
+    """Read YAML: plain values by dotted keys; nothing in it is run."""
+    return leaves(yaml.load(file.read_text(encoding="utf-8"), _Loader))
+
+
 def leaves(node: Any, key: str = "") -> Leaves:
     """Return what nested mappings hold, by dotted keys."""
     if not isinstance(node, Mapping):
@@ -157,6 +157,11 @@ def leaves(node: Any, key: str = "") -> Leaves:
     for name, value in node.items():
         found |= leaves(value, f"{key}.{name}" if key else str(name))
     return found
+
+
+def of_run(config: Leaves) -> Leaves:
+    """Return what of a config makes a run the run it is, whatever device and session it is on."""
+    return {k: v for k, v in config.items() if not (of_session(k) or k == "device")}
 
 
 def numbers_of(node: Mapping[str, Any]) -> Figures:

@@ -1,6 +1,6 @@
 """Jobs of a sweep: each a process of its own, started where it is missing, by any launcher.
 
-A job is the command `python -m runs.train <overrides> resume=auto hydra.run.dir=<folder>`, whether
+A job is the command `python -m runs.train <overrides> hydra.run.dir=<folder>`, whether
 Hydra's basic launcher, joblib or submitit starts it here, or a job array of a scheduler the line
 that `python -m runs.jobs` printed. So a job that dies takes no other with it, memory and compiled
 code of one do not pile up for the next, and whoever starts them needs no torch.
@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs import resolvers
 from runs.errors import CommandError
-from runs.results import ONE_KIND, leaves
+from runs.results import leaves, of_run, read_leaves
 from runs.status import Status, read_status, write_status
 
 log = logging.getLogger(__name__)
@@ -123,10 +122,8 @@ def job_command(module: str) -> list[str]:
     """Return the command that runs the current job of a sweep, wherever it is started."""
     hydra = HydraConfig.get()
     folder = os.path.join(hydra.sweep.dir, hydra.sweep.subdir)
-    return [
-        sys.executable, "-m", module, *hydra.overrides.task,
-        "resume=auto", "hydra.mode=RUN", f"hydra.run.dir={_quoted(folder)}",
-    ]  # fmt: skip
+    into = ["hydra.mode=RUN", f"hydra.run.dir={_quoted(folder)}"]
+    return [sys.executable, "-m", module, *hydra.overrides.task, *into]
 
 
 def print_job(module: str, config: DictConfig) -> None:
@@ -162,10 +159,12 @@ def _differing(file: Path, config: DictConfig) -> list[str]:
     """Return up to three keys whose values differ between a stored config and this one."""
     if not file.is_file():
         return []
-    then = leaves(yaml.safe_load(file.read_text(encoding="utf-8")))
-    now = leaves(OmegaConf.to_container(config, resolve=True))
+    then = of_run(read_leaves(file))
+    now = of_run(leaves(OmegaConf.to_container(config, resolve=True)))
     keys = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
-    return [k for k in keys if k.partition(".")[0] not in ONE_KIND][:3]
+    if now["start"] is not None:  # which brings its own flow
+        keys = [k for k in keys if not k.startswith("flow.")]
+    return keys[:3]
 
 
 def _empty(folder: Path) -> None:

@@ -14,10 +14,11 @@ from flows.training import Trainer
 from flows.training.loggers import JsonLines, Tee, read_rows
 from flows.training.mirrors import Outcome
 from runs.building import build_flow, build_stages, build_system, choose_device
-from runs.cli import run_command
+from runs.cli import CommandError, run_command
 from runs.compiling import check_mode, compile_all, start_compiling
-from runs.evaluate import evaluate, read_sizes
+from runs.evaluate import evaluate, load_flow, read_sizes
 from runs.folder import RunFolder
+from runs.reporting import StatusFile, reporting
 from runs.results import numbers_of
 from runs.sweeps import Swept
 
@@ -33,18 +34,45 @@ def train(config: DictConfig) -> RunFolder:
     Returns:
         The run folder.
     """
+    folder = choose_folder(config)
+    with folder.occupied(), reporting(folder, "train") as status:
+        _train(config, folder, status)
+    return folder
+
+
+def choose_folder(config: DictConfig) -> RunFolder:
+    """Return the folder to run in: that of `resume`, or of Hydra.
+
+    Raises:
+        CommandError: A folder to go on with holds no run, or one to begin in does.
+    """
+    if config.resume not in (None, "auto"):
+        return RunFolder.open(config.resume, key="resume", needs=("config.yaml",))
+    folder = RunFolder(HydraConfig.get().runtime.output_dir)
+    if config.resume is None and folder.checkpoint.exists():
+        raise CommandError(
+            f"Expected hydra.run.dir without a run for resume=null, got {folder.path}; "
+            "resume=auto goes on with it."
+        )
+    return folder
+
+
+def _train(config: DictConfig, folder: RunFolder, status: StatusFile) -> None:
     started = time.monotonic()
     check_mode(config.trainer.compile)
     sizes = read_sizes(config.evaluation)
     device = choose_device(config.device)
-    if config.resume is not None:
-        RunFolder.open(config.resume, key="resume")
+    first = None
+    if config.start is not None:
+        first = RunFolder.open(config.start, key="start")
+        config.flow = first.config.flow  # the weights are of this one
     stages = build_stages(config)
+    status.plan(sum(stage.steps for stage in stages))
     trainer = Trainer(**{k: v for k, v in config.trainer.items() if k not in _NOT_TRAINER})
     torch.manual_seed(config.seed)
     system = build_system(config, device=device)
-    flow = build_flow(config, system.target).to(device)
-    folder = RunFolder(config.resume or HydraConfig.get().runtime.output_dir)
+    flow = build_flow(config, system.target) if first is None else load_flow(first, system)
+    flow = flow.to(device)
     folder.start(config)
     log.info(
         "%s: %s, %d coordinates of which %d periodic; %.2e parameters; run folder %s",
@@ -55,10 +83,10 @@ def train(config: DictConfig) -> RunFolder:
         sum(p.numel() for p in flow.parameters()),
         folder.path,
     )
-    logger = _loggers(config, folder)
     if compile_all(flow, system.target, config.trainer.compile) and stages:
         start_compiling(flow, stages[0])
     generator = torch.Generator().manual_seed(config.seed)
+    logger = _loggers(config, folder, status)
     try:
         trained = trainer.fit(
             flow,
@@ -74,17 +102,16 @@ def train(config: DictConfig) -> RunFolder:
     finally:
         logger.close()
     log.info("done in %.0f s", time.monotonic() - started)
-    return folder
 
 
-_NOT_TRAINER = ("max_steps", "batch_size", "max_time", "compile")
+_NOT_TRAINER = ("max_steps", "batch_size", "budget", "compile")
 
 
-def _loggers(config: DictConfig, folder: RunFolder) -> Tee:
-    """The file of lines, and the mirror that the config asks for."""
+def _loggers(config: DictConfig, folder: RunFolder, status: StatusFile) -> Tee:
+    """The file of lines, status.json, and the mirror that the config asks for."""
     plain = OmegaConf.to_container(config, resolve=True)
     mirrors = [partial(instantiate(config.logger), folder.path, plain)] if config.logger else []
-    return Tee(JsonLines(folder.log), mirrors)
+    return Tee([JsonLines(folder.log), status], mirrors)
 
 
 def _outcome(folder: RunFolder, report: dict[str, Any]) -> Outcome:

@@ -102,13 +102,12 @@ class Points(Proposal):
     def _evaluated(self, flow: Flow, target: Target, path: Path, chunk: int) -> Samples:
         """Return all points with their potentials, `chunk` rows at a time."""
         scale, n = flow.base.scale, len(self._points)
-        points = self._points.to(scale.device)
+        points = self._points.to(scale)
         x = target.from_xyz(points) if self._cartesian else points
         if x.shape[1:] != (flow.dim,):
             raise FlowInputError(
                 f"Expected x of shape [n, {flow.dim}] in {self.source}, got {list(x.shape)}."
             )
-        x = x.to(scale.dtype)
         zero = torch.zeros(chunk, dtype=torch.float64, device=scale.device)
         starts = [
             min(k, n - chunk) for k in range(0, n, chunk)

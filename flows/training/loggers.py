@@ -4,6 +4,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +27,39 @@ class Logger(ABC):
 
 
 class Tee(Logger):
-    """Passes every row to the record first, then to mirrors.
+    """Passes every row to the records first, then to mirrors.
 
     Args:
-        record: What must be written: its errors end the run.
+        records: What must be written: their errors end the run.
         mirrors: Start the others, each of which may fail without harm to the run.
     """
 
-    def __init__(self, record: Logger, mirrors: Sequence[Callable[[], Mirror]] = ()) -> None:
-        self._record = record
+    def __init__(
+        self, records: Sequence[Logger], mirrors: Sequence[Callable[[], Mirror]] = ()
+    ) -> None:
         self._mirrors = [Guarded(start) for start in mirrors]
+        self._all: list[Logger | Mirror] = [*records, *self._mirrors]
 
     def log(self, row: Row) -> None:
         """Pass the row on."""
-        self._record.log(row)
-        for mirror in self._mirrors:
-            mirror.log(row)
+        for logger in self._all:
+            logger.log(row)
 
     def rewind(self, step: int) -> None:
         """Pass it on."""
-        self._record.rewind(step)
-        for mirror in self._mirrors:
-            mirror.rewind(step)
+        for logger in self._all:
+            logger.rewind(step)
 
     def conclude(self, outcome: Outcome) -> None:
-        """Show mirrors what the run has come to; the record has files of its own for that."""
+        """Show mirrors what the run has come to; records have files of their own for that."""
         for mirror in self._mirrors:
             mirror.conclude(outcome)
 
     def close(self) -> None:
-        """Close all of them."""
-        try:
-            self._record.close()
-        finally:
-            for mirror in self._mirrors:
-                mirror.close()
+        """Close all of them, also if one cannot be."""
+        with ExitStack() as stack:
+            for logger in reversed(self._all):
+                stack.callback(logger.close)
 
 
 class JsonLines(Logger):

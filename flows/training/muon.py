@@ -68,31 +68,55 @@ class Muon(Optimizer):
             raise FlowInputError("Expected no closure: Muon evaluates the gradient once.")
         for group in self.param_groups:
             matrices: dict[torch.Size, list[Tensor]] = {}
+            others = []
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter.ndim == 2:
+                if parameter.grad is not None and parameter.ndim == 2:
                     matrices.setdefault(parameter.shape, []).append(parameter)
-                else:
-                    parameter.sub_(_adam_step(parameter.grad, self.state[parameter], group))
+                elif parameter.grad is not None:
+                    others.append(parameter)
             for same in matrices.values():
                 self._orthogonal_step(same, group)
+            if others:
+                self._adam_step(others, group)
 
     def _orthogonal_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Change matrices of one shape: together, as small products alone leave cores idle."""
-        directions = []
         for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
-            assert gradient is not None
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter)
-            momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
-            directions.append(torch.add(gradient, momentum, alpha=group["momentum"]))
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients, momenta = _gradients(parameters), self._states(parameters, "momentum")
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, gradients)
+        directions = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+        steps = orthogonalised(torch.stack(directions)).unbind()
         scale = _UPDATE_RMS * group["lr"] * math.sqrt(max(parameters[0].shape))
-        for parameter, step in zip(
-            parameters, orthogonalised(torch.stack(directions)), strict=True
-        ):
-            parameter.sub_(step, alpha=scale)
+        torch._foreach_add_(parameters, steps, alpha=-scale)
+
+    def _adam_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["step"] = torch.zeros((), dtype=torch.float64)
+                self.state[parameter]["mean"] = torch.zeros_like(parameter)
+                self.state[parameter]["square"] = torch.zeros_like(parameter)
+        gradients, counts = _gradients(parameters), self._states(parameters, "step")
+        means, squares = (self._states(parameters, name) for name in ("mean", "square"))
+        torch._foreach_add_(counts, 1)
+        first, second = group["betas"]
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - second)
+        steps = [int(n) for n in counts]
+        scales = torch._foreach_div(squares, [1 - second**n for n in steps])
+        torch._foreach_sqrt_(scales)
+        torch._foreach_add_(scales, group["eps"])
+        rates = [-group["lr"] / (1 - first**n) for n in steps]
+        torch._foreach_addcdiv_(parameters, means, scales, rates)
+
+    def _states(self, parameters: list[Tensor], name: str) -> list[Tensor]:
+        return [self.state[parameter][name] for parameter in parameters]
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -115,18 +139,3 @@ def orthogonalised(matrices: Tensor) -> Tensor:
         gram = polynomial @ gram @ polynomial
     result: Tensor = product @ x
     return result.mT if tall else result
-
-
-def _adam_step(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float64)
-        state["mean"] = torch.zeros_like(gradient)
-        state["square"] = torch.zeros_like(gradient)
-    state["step"] += 1
-    first, second = group["betas"]
-    state["mean"].lerp_(gradient, 1 - first)
-    state["square"].lerp_(gradient.square(), 1 - second)
-    n = int(state["step"])
-    mean, square = state["mean"] / (1 - first**n), state["square"] / (1 - second**n)
-    update: Tensor = group["lr"] * mean / (square.sqrt() + group["eps"])
-    return update

@@ -67,7 +67,7 @@ def test_weights_bring_the_flow_back() -> None:
     with torch.no_grad():
         w = (flow.log_prob(samples.x) - samples.log_q).exp()
         x, _ = flow.sample_and_log_prob(8 * N, generator=torch.Generator().manual_seed(2))
-    # Taken from a pool of 8 n angles: its own noise adds to that of the draw.
+    # Half of them are taken from a pool of 8 n angles: its own noise adds to that of the draw.
     assert float(w.mean()) == pytest.approx(1, abs=6 * float(w.std()) / math.sqrt(N))
     for wave in (torch.cos, torch.sin):
         f, expected = w[:, None] * wave(samples.x), wave(x)

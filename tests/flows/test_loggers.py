@@ -97,7 +97,7 @@ def test_a_failing_mirror_warns_once_and_the_record_goes_on(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        logger = Tee(record, [start])
+        logger = Tee([record], [start])
         for step in (1, 2, 3):
             logger.log(row(step))
         logger.rewind(2)
@@ -113,7 +113,7 @@ def test_a_failing_mirror_warns_once_and_the_record_goes_on(
 
 
 def test_a_failing_record_is_no_mirror(tmp_path: Path) -> None:
-    logger = Tee(JsonLines(tmp_path / "metrics.jsonl"))
+    logger = Tee([JsonLines(tmp_path / "metrics.jsonl")])
     logger.close()
     with pytest.raises(ValueError, match="closed file"):
         logger.log(row(1))

@@ -25,7 +25,7 @@ def job(overrides: list[str]) -> None:
     with locked(folder / LOCK):
         write_status(folder, Status("running"))
         with (folder / "starts").open("a") as file:
-            file.write(f"{given['resume']} {os.environ.get('OMP_NUM_THREADS')}\n")
+            file.write(f"{os.environ.get('OMP_NUM_THREADS')}\n")
         if steps == FAILS:
             why = "Expected a loss that is finite, got nan."
             write_status(folder, Status("failed", error=why, exit_status=1))

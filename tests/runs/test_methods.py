@@ -90,6 +90,7 @@ def test_every_proposal_is_built_by_its_name(proposal: str, tmp_path: Path) -> N
     frames.save(str(tmp_path / "x.xtc"))
     files = {
         "dataset": [f"proposal.path={tmp_path / 'x.npz'}"],
+        "reference": ["proposal.path=aldp.npz"],
         "trajectory": [
             f"proposal.path={tmp_path / 'x.xtc'}",
             f"proposal.topology={CONFIGS.parent / 'energies' / 'data' / 'butane.pdb'}",
@@ -166,9 +167,32 @@ def test_a_trajectory_trains(tmp_path: Path) -> None:
     assert json.loads(rows[-1])["n_evals"] == 128
 
 
+def test_frames_of_a_reference_train(tmp_path: Path) -> None:
+    command(
+        train, *SMALL, "experiment=repair_pretrain", "proposal.path=aldp.npz",
+        "trainer.max_steps=5", "trainer.log_every=5", f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert row["n_evals"] == 4096  # 4080 frames in batches of 64, once
+    assert row["nonfinite_fraction"] == 0
+
+
+def test_a_run_starts_from_the_flow_of_another(tmp_path: Path) -> None:
+    command(train, *WELL, f"hydra.run.dir={tmp_path / 'first'}")
+    command(
+        train, *WELL, f"start={tmp_path / 'first'}", "flow.n_couplings=4", "trainer.max_steps=1",
+        "optimizer.lr=1e-12", f"hydra.run.dir={tmp_path / 'second'}",
+    )  # fmt: skip
+    runs = [tmp_path / name for name in ("first", "second")]
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in runs)
+    assert second["ess"] == pytest.approx(first["ess"], rel=1e-6)  # the same noise, by seed
+    assert OmegaConf.load(runs[1] / "config.yaml").flow.n_couplings == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
+        (["start=/nowhere"], "Expected start to be the folder of a run, got /nowhere"),
         (["loss=reverse_kl", "proposal=buffer"], "got Buffer. Valid are proposal=model"),
         (["loss=jeffreys", "proposal=ais"], "gives reparametrised points for loss Jeffreys"),
         (["loss=forward_kl", "proposal=dataset"], "gives weights for loss ForwardKL"),

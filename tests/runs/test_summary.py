@@ -17,12 +17,18 @@ from runs.summary import count, page, sorted_groups, table, text, write_csv
 
 
 def write_run(
-    folder: Path, *, name: str, seed: int, ess: float | None, system: str = "aldp", lr: float = 1e-3
+    folder: Path,
+    *,
+    name: str,
+    seed: int,
+    ess: float | None,
+    system: str = "aldp",
+    lr: float = 1e-3,
 ) -> None:
     """A run; one without ESS was not evaluated."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(
-        f"system: {{name: {system}}}\nname: {name}\nseed: {seed}\nflow: {{seed: {seed}}}\n"
+        f"system: {{name: aldp}}\nname: {name}\nseed: {seed}\nflow: {{seed: {seed}}}\n"
         f"optimizer: {{_target_: torch.optim.Adam, lr: {lr}}}\nlogger: {{mode: {seed}}}\n"
     )
     rows = [{"step": s, "n_evals": 64 * s, "time_s": 0.1 * s, "stage": "a"} for s in (5, 10)]

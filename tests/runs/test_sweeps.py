@@ -82,7 +82,7 @@ def test_a_killed_job_goes_on_and_the_sweep_then_is_done(
     assert sweep(tmp_path, *axes) == 0
     assert set(states(tmp_path).values()) == {"done"}
     job = tmp_path / "seed-0" / f"trainer.max_steps-{DIES}"
-    assert [line.split()[0] for line in starts(job)] == ["auto", "auto"]
+    assert len(starts(job)) == 2
 
 
 def test_a_job_that_ends_before_it_can_say_why_is_failed(tmp_path: Path) -> None:
@@ -135,12 +135,12 @@ def test_a_job_is_not_done_by_another_config(
 ) -> None:
     overrides = [f"trainer.max_steps={DONE}", "system=double_well"]
     job = tmp_path / "system-double_well" / f"trainer.max_steps-{DONE}"
-    config = composed(*overrides, "resume=auto", "logger=wandb")
+    config = composed(*overrides, "logger=wandb", "trainer.max_time=60")
     job.mkdir(parents=True)
     plain = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     OmegaConf.save(plain, job / "config.yaml")
     write_status(job, Status("done", step=DONE))
-    assert sweep(tmp_path, *overrides) == 0  # resume and logger make no other job
+    assert sweep(tmp_path, *overrides) == 0  # neither makes another job
     plain.trainer.clip_norm = 3.0
     OmegaConf.save(plain, job / "config.yaml")
     assert sweep(tmp_path, *overrides) == 1
@@ -155,15 +155,14 @@ def printed(capsys: pytest.CaptureFixture[str], *overrides: str) -> list[str]:
 
 
 def test_lines_for_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    where = f"hydra.sweep.dir={tmp_path}/it's here"
+    where = f'hydra.sweep.dir="{tmp_path}/it\'s here"'
     lines = printed(capsys, f"trainer.max_steps={DONE},6", "flow.hidden=[8,8]", where)
     assert len(lines) == 2
     assert set(states(tmp_path).values()) == {"queued"}
     small = lines[0].replace("runs.train", "tests.runs.small_job")
     folder = f"flow.hidden-_8_8-b0a9ea23/trainer.max_steps-{DONE}"
-    assert shlex.split(small)[3:6] == [
-        f"trainer.max_steps={DONE}", "flow.hidden=[8,8]", "resume=auto",
-    ]  # fmt: skip
+    asked = [f"trainer.max_steps={DONE}", "flow.hidden=[8,8]", "hydra.mode=RUN"]
+    assert shlex.split(small)[3:6] == asked
     assert shlex.split(small)[-1] == f"hydra.run.dir='{tmp_path}/it\\'s here/{folder}'"
     write_status(tmp_path / "it's here" / folder, Status("done"))
     again = printed(capsys, f"trainer.max_steps={DONE},6", "flow.hidden=[8,8]", where)
@@ -171,12 +170,13 @@ def test_lines_for_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("name", "n_jobs"), [("losses", 18), ("learning_rate", 4), ("annealing", 6)]
+    ("name", "n_jobs"), [("losses", 6), ("learning_rate", 4), ("annealing", 6)]
 )
 def test_sweeps_of_the_package_compose(
     name: str, n_jobs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = printed(capsys, f"sweep={name}", "seed=1", f"hydra.sweep.dir={tmp_path}")
+    fewer = ["seed=1", *(["system=many_well"] if name == "losses" else [])]
+    lines = printed(capsys, f"sweep={name}", *fewer, f"hydra.sweep.dir={tmp_path}")
     assert len(lines) == len(set(lines)) == n_jobs
     assert all("seed=1" in line and f"sweep={name}" in line for line in lines)
 
@@ -193,6 +193,7 @@ def test_sweeps_need_no_flag_and_have_a_folder_of_their_name() -> None:
 def test_the_folder_of_a_job() -> None:
     assert job_folder(["seed=0", "loss=l2_plus"]) == "loss-l2_plus/seed-0"
     assert job_folder(["loss=l2_plus", "sweep=losses", "seed=0"]) == "loss-l2_plus/seed-0"
+    assert job_folder(["seed=0", "logger.mode=online", "trainer.max_time=3600"]) == "seed-0"
     assert job_folder([]) == "job"
     odd = [job_folder([f"flow.hidden={value}"]) for value in ("[8,8]", "[8_8]", "8_8", "../..")]
     assert len(set(odd)) == 4
