@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple
@@ -29,12 +28,10 @@ from flows.errors import FlowInputError, NonfiniteError, TrainingError
 from flows.training import InterruptedRunError
 from runs import resolvers
 from runs.errors import CommandError as CommandError
+from runs.trust import trusting
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
-
-allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
-"""What the user trusts by name in a stored config: packages, modules, files (see `targets`)."""
 
 resolvers.register()
 
@@ -113,16 +110,13 @@ def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
     def main(config: DictConfig) -> None:
-        names = config.get("allow") or ()
-        token = allowed.set((names,) if isinstance(names, str) else tuple(names))
         try:
-            task(config)
+            with trusting(config.get("allow")):
+                task(config)
         except Exception as error:  # raised again below, past Hydra's own report
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise  # a job; the launcher brings it back, from another process too
             failed.append(error)
-        finally:
-            allowed.reset(token)
 
     try:
         with _terminating():

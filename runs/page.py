@@ -7,10 +7,10 @@ head forbids the browser every request. Words are escaped here and nowhere else.
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import count
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from plotly.graph_objects import Figure
-from plotly.offline import get_plotlyjs
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 Level = Literal["good", "open", "bad"]
 
@@ -51,7 +51,7 @@ class Table(NamedTuple):
 class Figures(NamedTuple):
     """Figures side by side, as many as the window is wide for."""
 
-    figures: Sequence[Figure]
+    figures: Sequence["Figure"]
 
 
 class Listing(NamedTuple):
@@ -88,7 +88,7 @@ def render(title: str, verdict: Verdict, sections: Sequence[Section]) -> str:
         for piece in _section(section, k, numbers)
     )
     drawn = any(isinstance(part, Figures) for section in sections for part in section.parts)
-    drawing = f"{_CANVAS}{get_plotlyjs()}" if drawn else ""
+    drawing = _drawing() if drawn else ""
     chapters = [(k, s.title) for k, s in enumerate(sections, start=1) if s.level == 2]
     links = "".join(f'<a href="#section-{k}">{escape(name)}</a>' for k, name in chapters)
     return (
@@ -101,6 +101,12 @@ def render(title: str, verdict: Verdict, sections: Sequence[Section]) -> str:
         + (f"<nav>{links}</nav>\n" if len(chapters) > 1 else "")
         + f"{body}\n</body></html>\n"
     )
+
+
+def _drawing() -> str:
+    from plotly.offline import get_plotlyjs  # a page of words and tables needs none of it
+
+    return f"{_CANVAS}{get_plotlyjs()}"
 
 
 def _section(section: Section, k: int, numbers: "count[int]") -> Iterator[str]:

@@ -6,6 +6,7 @@ that `python -m runs.jobs` printed. So a job that dies takes no other with it, m
 code of one do not pile up for the next, and whoever starts them needs no torch.
 """
 
+import ctypes
 import logging
 import os
 import shlex
@@ -178,12 +179,27 @@ def _empty(folder: Path) -> None:
 
 def _run(command: Sequence[str]) -> int:
     """Run a command to its end and return its exit status; signals reach it once, then us."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_stop_when_orphaned
+    )
     with _passing_signals_to(process) as came:
         status = process.wait()
     for number in came:
         signal.raise_signal(number)
     return status
+
+
+def _stop_when_orphaned() -> None:
+    """Ask the system, in the new process, for SIGTERM once the process that started it is gone.
+
+    A sweep that is killed has no time to tell its jobs. Elsewhere than on Linux they go on.
+    """
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # found before the fork
 
 
 @contextmanager

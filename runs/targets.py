@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 from omegaconf import DictConfig, OmegaConf
 
 from energies.shipped import SHIPPED
-from runs.cli import CommandError, allowed
+from runs.errors import CommandError
+from runs.trust import allowed
 
 TRUSTED = ("flows", "energies", "runs", "torch.optim")
 """Packages whose classes, and functions that build, a stored config may name."""

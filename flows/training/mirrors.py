@@ -6,6 +6,7 @@ import secrets
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -164,7 +165,7 @@ class TensorBoard(Mirror):
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._open = lambda step: SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self._open: Any = partial(SummaryWriter, str(folder / "tensorboard"))
         self._writer: Any = None
         self._text = f"```json\n{json.dumps(config, indent=2, default=str)}\n```"
 
@@ -201,7 +202,7 @@ class TensorBoard(Mirror):
     def _at(self, step: int) -> Any:
         """The writer, which if none is open is opened at a step."""
         if self._writer is None:
-            self._writer = self._open(step)
+            self._writer = self._open(purge_step=step)
             self._writer.add_text("config", self._text, step)
         return self._writer
 

@@ -5,20 +5,24 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from flows.files import is_locked
 from runs import jobs
 from runs.cli import CONFIGS
 from runs.resolvers import job_folder
-from runs.status import Status, read_status, write_status
+from runs.status import LOCK, Status, read_status, write_status
 from tests.runs import small_job
 from tests.runs.in_process import command
 from tests.runs.small_job import BAD_INPUT, DIES, DONE, FAILS, WAITS
@@ -160,7 +164,7 @@ def test_lines_for_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(lines) == 2
     assert set(states(tmp_path).values()) == {"queued"}
     small = lines[0].replace("runs.train", "tests.runs.small_job")
-    folder = f"flow.hidden-_8_8-b0a9ea23/trainer.max_steps-{DONE}"
+    folder = job_folder(["flow.hidden=[8,8]", f"trainer.max_steps={DONE}"])
     asked = [f"trainer.max_steps={DONE}", "flow.hidden=[8,8]", "hydra.mode=RUN"]
     assert shlex.split(small)[3:6] == asked
     assert shlex.split(small)[-1] == f"hydra.run.dir='{tmp_path}/it\\'s here/{folder}'"
@@ -248,3 +252,50 @@ def test_the_array_script_runs_the_line_of_its_index(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.stdout == "second one\n"
     assert done.returncode == 0
+
+
+REAL = [
+    "system=double_well", "loss=reverse_kl,l2_plus", "seed=0,1", "flow.n_couplings=2",
+    "flow.hidden=[16]", "trainer.compile=false", "trainer.max_steps=400", "trainer.log_every=20",
+    "trainer.checkpoint_every=20", "trainer.batch_size=64", "trainer.min_samples=1",
+    "evaluation.n=500", "evaluation.n_saved=500",
+]  # fmt: skip
+
+
+def train_sweep(folder: Path, *overrides: str) -> list[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "runs.train", "-m", *REAL]
+    return [*command, f"hydra.sweep.dir={folder}", *overrides]
+
+
+def wait(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 600
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_that_was_ended_and_started_again_is_one_that_was_not(
+    launcher: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    """The same samples, bit for bit, of jobs that were done, cut off, or not yet begun."""
+    parts = tmp_path / "parts"
+    cut = [f"hydra/launcher={launcher}"]
+    first = subprocess.Popen(train_sweep(parts, *cut), cwd=ROOT, start_new_session=True)
+    wait(lambda: any(f.read_text().count("\n") > 3 for f in parts.rglob("metrics.jsonl")))
+    os.killpg(first.pid, number)
+    assert first.wait(timeout=600) != 0
+    wait(lambda: not any(is_locked(file) for file in parts.rglob(LOCK)))
+    assert {"queued"} <= set(states(parts).values()) <= {"queued", "done", "running"}
+    subprocess.run(train_sweep(parts, *cut), cwd=ROOT, check=True)
+    assert list(states(parts).values()) == ["done"] * 4
+
+    whole = tmp_path / "whole"
+    subprocess.run(train_sweep(whole, "hydra/launcher=joblib"), cwd=ROOT, check=True)
+    for file in sorted(whole.rglob("samples.npz")):
+        again = np.load(parts / file.relative_to(whole))
+        once = np.load(file)
+        assert all(np.array_equal(once[key], again[key]) for key in once.files)
+    assert len(list(whole.rglob("samples.npz"))) == 4
