@@ -134,13 +134,16 @@ class Wandb(Mirror):
         self._run.log(_numbers(row), step=row["step"])
 
     def conclude(self, outcome: Outcome) -> None:
-        """Send figures to the summary, pictures to the media, files as an artifact."""
+        """Send figures to the summary, pictures to the media, files as an artifact.
+
+        Figures are named `evaluation/<name>`: some rows have one of the same name.
+        """
         pictures = {
             f"figures/{name}": self._wandb.Image(str(path))
             for name, path in outcome.pictures.items()
         }
         self._run.log(pictures, step=outcome.step)
-        self._run.summary.update(dict(outcome.figures))
+        self._run.summary.update({f"evaluation/{k}": v for k, v in outcome.figures.items()})
         artifact = self._wandb.Artifact(f"flow-{self._run.id}", type="model")
         for path in outcome.files:
             # Immutable: not copied to the home folder first, which a compute node may not have.

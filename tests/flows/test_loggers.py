@@ -130,7 +130,7 @@ def test_wandb_offline_is_read_back_and_a_resumed_run_is_the_same(
     first.log({"step": 10, "stage": "hot", "loss": math.inf})
     first.close()  # interrupted: never concluded
     second = Wandb(tmp_path, config, project="test")
-    second.log({"step": 10, "stage": "hot", "loss": 0.25})
+    second.log({"step": 10, "stage": "hot", "loss": 0.25, "ess": 0.125})
     second.conclude(outcome(tmp_path, 10))
     second.close()
 
@@ -143,8 +143,9 @@ def test_wandb_offline_is_read_back_and_a_resumed_run_is_the_same(
     assert after.history[-1]["_step"] == 10
     assert after.history[-1]["loss"] == 0.25
     assert after.history[-1]["figures/energy._type"] == "image-file"
-    assert after.summary["ess"] == 0.5
-    assert after.summary["populations.a"] == 0.25
+    assert after.summary["ess"] == 0.125  # of the last row
+    assert after.summary["evaluation/ess"] == 0.5
+    assert after.summary["evaluation/populations.a"] == 0.25
     assert after.artifacts == [{"checkpoints/last.pt"}]
     assert after.exit_code == 0
 

@@ -17,7 +17,9 @@ from omegaconf import OmegaConf
 
 from flows.metrics.weights import ess, log_z
 from flows.training.checkpoint import load_checkpoint
+from flows.training.loggers import read_rows
 from runs import evaluate, train
+from tests.wandb_files import read_sessions
 
 SMALL = [
     "system=aldp_vacuum", "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4",
@@ -197,16 +199,21 @@ def test_missing_and_foreign_run_folders(
     assert not (other / "metrics.json").exists()
 
 
-def test_wandb_mirror_is_written_offline(tmp_path: Path) -> None:
+def test_wandb_offline_holds_what_the_run_folder_holds(tmp_path: Path) -> None:
     subprocess.run(
         [*command("train", *SMALL, "trainer.max_steps=10", "logger=wandb"),
          f"hydra.run.dir={tmp_path}"],
         check=True, cwd=ROOT, timeout=300, env={**os.environ, "WANDB_SILENT": "true"},
     )  # fmt: skip
-    files = list(tmp_path.rglob("run-*.wandb"))
-    assert len(files) == 1
-    assert files[0].stat().st_size > 1000
-    assert b"nonfinite_fraction" in files[0].read_bytes()
+    (session,) = read_sessions(tmp_path)
+    assert session.config["system"]["name"] == "aldp_vacuum"
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [r["loss"] for r in session.history] == [r["loss"] for r in rows]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert session.summary["evaluation/ess"] == metrics["ess"]
+    assert session.history[-1]["figures/weights._type"] == "image-file"
+    assert session.artifacts == [{"checkpoints/last.pt", "config.yaml"}]
+    assert session.exit_code == 0
 
 
 def test_ess_of_saved_weights_is_the_reported_one(trained: Path) -> None:

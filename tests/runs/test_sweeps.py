@@ -240,7 +240,7 @@ def test_what_a_wandb_agent_runs_is_the_same_command(monkeypatch: pytest.MonkeyP
     assert config.hydra.run.dir == "runs/out/wandb/abc"
     assert config.logger.mode == "online"
     # What is optimised is what the logger writes into the summary.
-    assert asked["metric"]["name"] in {"ess", "reverse_kl", "log_z"}
+    assert asked["metric"]["name"] == "evaluation/reverse_kl"
 
 
 def test_the_array_script_runs_the_line_of_its_index(tmp_path: Path) -> None:
