@@ -1,6 +1,5 @@
 """The run folder: what a run leaves behind, and how other commands find it."""
 
-import json
 import os
 import platform
 import shlex
@@ -15,8 +14,10 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from flows.files import replacing
+from flows.files import replacing, write_json
 from runs.cli import CommandError
+
+__all__ = ["RunFolder", "provenance", "write_arrays", "write_json", "writing_into"]
 
 PACKAGES = ("torch", "nflows", "openmm", "mdtraj", "hydra-core", "numpy")
 
@@ -115,12 +116,6 @@ def writing_into(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CommandError(f"Expected to write into {path}, got: {error}.") from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
