@@ -3,7 +3,7 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,9 @@ class Logger(ABC):
     @abstractmethod
     def log(self, row: Row) -> None:
         """Take one row; `row["step"]` counts gradient steps over the whole run."""
+
+    def rewind(self, step: int) -> None:  # noqa: B027  # what cannot be taken back stays
+        """Forget the rows after a step: training goes on from there, and they come again."""
 
     @abstractmethod
     def close(self) -> None:
@@ -37,6 +40,11 @@ class Tee(Logger):
         for logger in self._loggers:
             logger.log(row)
 
+    def rewind(self, step: int) -> None:
+        """Pass it on."""
+        for logger in self._loggers:
+            logger.rewind(step)
+
     def close(self) -> None:
         """Close all of them."""
         for logger in self._loggers:
@@ -52,12 +60,21 @@ class JsonLines(Logger):
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def log(self, row: Row) -> None:
         """Append the row; numbers that JSON does not know become null."""
         self._file.write(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n")
         self._file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Cut off the rows after `step`, and a line that was cut short."""
+        size = 0
+        for row, end in _whole_rows(self._path):
+            if row["step"] > step:
+                break
+            size = end
+        self._file.truncate(size)
 
     def close(self) -> None:
         """Close the file."""
@@ -102,13 +119,21 @@ class Wandb(Logger):
 
 def read_rows(path: Path) -> list[Row]:
     """Read the rows that `JsonLines` wrote; a last line that was cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    return [row for row, _ in _whole_rows(path)]
+
+
+def _whole_rows(path: Path) -> Iterator[tuple[Row, int]]:
+    """Yield rows, and where in the file each ends, up to the first that is not whole."""
+    end = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        end += len(line)
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            row = json.loads(line)
+        except ValueError:  # not JSON, or not even text
+            return
+        if not (line.endswith(b"\n") and isinstance(row, dict) and "step" in row):
+            return
+        yield row, end
 
 
 def _plain(value: Any) -> Any:
