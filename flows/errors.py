@@ -11,3 +11,7 @@ class OverlapError(FlowInputError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step, why, and where the checkpoint is."""
+
+
+class NonfiniteError(TrainingError):
+    """Too many points or gradients have no finite value, also after training was rolled back."""

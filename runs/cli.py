@@ -1,13 +1,21 @@
 """Hydra entry points that answer bad input with one sentence instead of a traceback."""
 
 import difflib
+import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NamedTuple
 
 import hydra
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -15,10 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from energies.errors import EnergyInputError
-from flows.errors import FlowInputError, TrainingError
+from flows.errors import FlowInputError, NonfiniteError, TrainingError
 from flows.training import InterruptedRunError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
+"""What the user trusts by name in a stored config: packages, modules, files (see `targets`)."""
 
 
 class CommandError(ValueError):
@@ -41,46 +53,117 @@ OmegaConf.register_new_resolver("share", share, replace=True)
 OUR_ERRORS = (CommandError, EnergyInputError, FlowInputError, TrainingError)
 
 
-def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
+class TerminatedError(BaseException):
+    """SIGTERM came while nothing was looking out for it; like KeyboardInterrupt, no Exception."""
+
+
+class Ending(NamedTuple):
+    """How a command ended.
+
+    Attributes:
+        status: For the shell and schedulers; see README.
+        sentence: Why, for the user.
+        state: What status.json says of a run that ended so.
+    """
+
+    status: int
+    sentence: str
+    state: Literal["queued", "failed", "nan"] = "failed"
+
+
+def ending(error: BaseException, config_name: str) -> Ending | None:
+    """Return how an exception ends a command; None for one that only a programmer understands.
+
+    Args:
+        error: What it ends with.
+        config_name: Of the command, to name the keys that it takes.
+    """
+    match error:
+        case InterruptedRunError(number=None):
+            return Ending(os.EX_TEMPFAIL, str(error), "queued")
+        case InterruptedRunError(number=number):
+            return Ending(128 + number, str(error), "queued")
+        case KeyboardInterrupt():
+            return Ending(128 + signal.SIGINT, "Stopped by Ctrl-C.", "queued")
+        case TerminatedError():
+            return Ending(128 + signal.SIGTERM, "Stopped by SIGTERM.", "queued")
+        case NonfiniteError():
+            return Ending(os.EX_SOFTWARE, str(error), "nan")
+        case HydraException() | OmegaConfBaseException():
+            return Ending(1, _explain(error, config_name))
+        case _ if isinstance(error, OUR_ERRORS):
+            return Ending(1, str(error))
+        case MemoryError() | RuntimeError() if _is_memory(error):
+            return Ending(
+                os.EX_OSERR,
+                f"Expected memory for what was asked, got: {str(error).splitlines()[0]} Smaller "
+                "batches need less: trainer.batch_size, chunk, evaluation.chunk.",
+            )
+        case OSError():
+            return Ending(os.EX_IOERR, f"Expected files to be read and written, got: {error}.")
+    return None
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    )
+
+
+def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run `task` on the config that the command line asks for, and exit.
 
-    Exit status: 0 done, 1 wrong input or a failed run (one sentence on standard error),
-    130 stopped from outside.
+    What ends it is told in one sentence on standard error, and in the exit status (see `ending`).
 
     Args:
         task: Receives the composed config.
         config_name: Name of the primary config in `configs/`.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here rather than to Hydra's printer
-    failed: list[Exception] = []
+    logging.raiseExceptions = False  # a log that a full disk does not take is no reason to stop
+    failed: list[BaseException] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
     def main(config: DictConfig) -> None:
+        names = config.get("allow") or ()
+        token = allowed.set((names,) if isinstance(names, str) else tuple(names))
         try:
             task(config)
         except Exception as error:  # noqa: BLE001  # raised again below, past Hydra's own report
             failed.append(error)
+        finally:
+            allowed.reset(token)
 
     try:
-        main()
+        with _terminating():
+            main()
         if failed:
             raise failed[0]
-    except InterruptedRunError as error:
-        sys.exit(_say(str(error), 130))
-    except KeyboardInterrupt:
-        sys.exit(_say("Stopped.", 130))
-    except OUR_ERRORS as error:
-        sys.exit(_say(str(error), 1))
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(_say(_explain(error, config_name), 1))
+    except BaseException as error:
+        if isinstance(error, SystemExit) or (end := ending(error, config_name)) is None:
+            raise
+        sys.stderr.write(f"{end.sentence}\n")
+        sys.exit(end.status)
 
 
-def _say(sentence: str, status: int) -> int:
-    sys.stderr.write(f"{sentence}\n")
-    return status
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Let SIGTERM unwind the command as Ctrl-C does, so that files are closed and locks go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
-def _explain(error: Exception, config_name: str) -> str:
+def _explain(error: BaseException, config_name: str) -> str:
     """One sentence for an override that Hydra refused, with the valid names."""
     cause: BaseException | None = error
     while cause is not None:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from tqdm import tqdm
 
 from energies.reference import Reference
 from flows.evaluation import draw_weighted, weight_report
 from flows.flow import Flow
-from flows.training.checkpoint import load_checkpoint
+from flows.progress import Progress
+from flows.training.checkpoint import load_checkpoint, read_steps
 from flows.types import Samples
 from runs.building import build_flow, build_system, choose_device
 from runs.cli import CommandError, run_command
@@ -81,6 +81,7 @@ def evaluate(
     samples, observed, x = _draw(flow, system, sizes, generator)
     report = weight_report(samples)
     report["temperature"] = system.temperature
+    report["step"] = read_steps(folder.checkpoint)
     report |= system.report(observed, samples.log_w)
     report |= system.held_out(flow, sizes.n, chunk=sizes.chunk)
     said = [summary(report), *system.summary(report)]
@@ -91,7 +92,6 @@ def evaluate(
         )  # fmt: skip
         report["reference"] = found
         said += comparison_summary(found)
-    write_json(folder.metrics, report)
     saved = slice(0, sizes.n_saved)
     write_samples(
         folder.samples,
@@ -102,6 +102,7 @@ def evaluate(
     )
     system.write_frames(folder.path, x[: sizes.n_frames], generator)
     draw_pictures(folder, system, samples, observed)
+    write_json(folder.metrics, report)  # last: what it tells of is there
     log.info("%s", "\n".join(said))
     return report
 
@@ -128,7 +129,7 @@ def _draw(
     keep = max(sizes.n_saved, sizes.n_frames)
     parts, observed, x = [], [], []
     kept = 0
-    with tqdm(total=sizes.n, unit="sample", desc="evaluate", disable=None) as bar:
+    with Progress(sizes.n, unit="sample", name="evaluate") as bar:
         for part in draw_weighted(
             flow,
             system.target,
@@ -142,7 +143,7 @@ def _draw(
                 x.append(part.x.cpu())
                 kept += len(part)
             parts.append(replace(part, x=part.x.new_empty(len(part), 0)).cpu())
-            bar.update(len(part))
+            bar.reach(sum(map(len, parts)))
     columns = torch.cat(observed).unbind(-1)
     return Samples.cat(parts), dict(zip(system.observed, columns, strict=True)), torch.cat(x)
 

@@ -6,19 +6,26 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from flows.files import replacing, write_json
+from flows.files import locked, replacing, write_json
 from runs.cli import CommandError
+from runs.targets import check_targets
 
-__all__ = ["RunFolder", "provenance", "write_arrays", "write_json", "writing_into"]
+__all__ = [
+    "LOCK", "RunFolder", "git_revision", "provenance", "write_arrays", "write_json",
+    "writing_into",
+]  # fmt: skip
 
+LOCK = ".lock"
 PACKAGES = ("torch", "nflows", "openmm", "mdtraj", "hydra-core", "numpy")
 
 
@@ -72,11 +79,41 @@ class RunFolder:
 
     @property
     def config(self) -> DictConfig:
-        """The resolved config that the run was started with."""
-        config = OmegaConf.load(self.config_file)
+        """The resolved config that the run was started with, safe to build from."""
+        config = self.read_config()
+        check_targets(config, self.config_file)
+        return config
+
+    def read_config(self) -> DictConfig:
+        """Return the config to look at, not to build from: it may be someone else's."""
+        try:
+            config = OmegaConf.load(self.config_file)
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            why = " ".join(str(error).split())
+            raise CommandError(
+                f"Expected the config of a training run in {self.config_file}, got: {why}."
+            ) from error
         if not isinstance(config, DictConfig) or "system" not in config:
             raise CommandError(f"Expected the config of a training run in {self.config_file}.")
         return config
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Keep other processes from training in this folder.
+
+        Raises:
+            CommandError: One of them is at work here.
+            OSError: It cannot be written into.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path / LOCK))
+            except BlockingIOError as error:
+                raise CommandError(
+                    f"Expected a run folder of its own, got {self.path}, in which another "
+                    "process is training."
+                ) from error
+            yield
 
     def start(self, config: DictConfig) -> None:
         """Create the folder and write down what is about to run."""
@@ -89,18 +126,31 @@ class RunFolder:
 
 def provenance() -> dict[str, Any]:
     """Return what else a result depends on: code, packages, machine, command."""
-    root = Path(__file__).resolve().parent.parent
-    git = ["git", "-C", str(root)]
-    revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-    changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
     return {
-        "git_revision": revision.stdout.strip() or None,
-        "git_changes": bool(changes.stdout.strip()),
+        "git_revision": git_revision(),
+        "git_changes": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "cores": os.cpu_count(),
         "command": shlex.join([*_program(), *sys.argv[1:]]),
     }
+
+
+def git_revision() -> str | None:
+    """Return the revision of this code; None where it is in no repository."""
+    return _git("rev-parse", "HEAD") or None
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except OSError:  # no git here
+        return ""
+    return said.stdout.strip()
 
 
 def _program() -> list[str]:

@@ -201,7 +201,7 @@ def run(config: DictConfig) -> None:
     Args:
         config: Composed from `configs/free_energy.yaml`.
     """
-    arguments = {name: config[name] for name in config if name != "run"}
+    arguments = {name: config[name] for name in config if name not in ("run", "allow")}
     try:
         log.info("%s", summary(free_energy(config.run, **arguments)))
     except OSError as error:

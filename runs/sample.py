@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from flows.flow import Flow
 from flows.metrics.weights import (
@@ -23,6 +22,7 @@ from flows.metrics.weights import (
     verdict,
 )
 from flows.paths import Temperature
+from flows.progress import Progress
 from flows.proposals import Proposal
 from flows.types import Samples, Weights
 from runs.building import build_system, choose_device
@@ -110,7 +110,7 @@ def draw(
     figures: list[dict[str, float]] = []
     first = second = torch.tensor(-math.inf, dtype=torch.float64)  # log Σ w, log Σ w²
     n, reached = 0, 0.0
-    with tqdm(total=total, unit="sample", desc="sample", disable=None) as bar, torch.no_grad():
+    with Progress(total, unit="sample", name="sample") as bar, torch.no_grad():
         while reached < total:
             if n >= wanted.most and wanted.n is None:
                 raise CommandError(
@@ -126,10 +126,9 @@ def draw(
             n += len(part)
             first = torch.logaddexp(first, part.log_w.logsumexp(0))
             second = torch.logaddexp(second, (2 * part.log_w).logsumexp(0))
-            before = reached
             size = (2 * first - second).nan_to_num(-math.inf)  # while every weight is zero
             reached = float(n) if wanted.n is not None else float(size.exp())
-            bar.update(min(reached, total) - before)
+            bar.reach(min(reached, total))
     samples = Samples.cat(parts)[: wanted.n]
     means = {name: fmean(row[name] for row in figures) for name in figures[-1]}
     return samples, means

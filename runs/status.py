@@ -1,16 +1,28 @@
 """status.json: how a run stands, in a line that programs and people can read at a glance."""
 
 import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flows.files import is_locked, write_json
+from flows.training.checkpoint import read_steps
+from flows.training.loggers import Logger, Row
+from runs.cli import ending
+from runs.folder import LOCK, RunFolder, git_revision
+
+log = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "failed", "nan"]
 
-NAME, LOCK = "status.json", ".lock"
+NAME = "status.json"
+EVERY = 5.0
+"""Seconds between two writings while a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -74,3 +86,71 @@ def read_status(folder: Path) -> Status | None:
 def now() -> str:
     """Return the time of day, ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class StatusFile(Logger):
+    """Keeps status.json up to date; what the disk refuses is said in the log and no more.
+
+    Args:
+        folder: The run folder.
+        config_name: Of the command that runs.
+    """
+
+    def __init__(self, folder: RunFolder, config_name: str) -> None:
+        before = read_status(folder.path) or Status("queued")
+        self._folder, self._config_name, self._written = folder, config_name, 0.0
+        self.status = replace(
+            before, state="running", started=now(), revision=git_revision(), error=None,
+            exit_status=None,
+        )  # fmt: skip
+        self._write()
+
+    def plan(self, n_steps: int) -> None:
+        """Take note of how many steps there will be."""
+        self._write(n_steps=n_steps)
+
+    def log(self, row: Row) -> None:
+        """Take note of step and time."""
+        self.status = replace(self.status, step=row["step"], time_s=row["time_s"])
+        if time.monotonic() - self._written > EVERY:
+            self._write()
+
+    def close(self) -> None:
+        """Write what was noted last."""
+        self._write()
+
+    def end(self, error: BaseException | None) -> None:
+        """Write how it ended: with an exception, or done."""
+        if (step := read_steps(self._folder.checkpoint)) is not None:
+            self.status = replace(self.status, step=step)
+        if error is None:
+            self._write(state="done", exit_status=0)
+        elif (end := ending(error, self._config_name)) is None:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            self._write(state="failed", exit_status=1, error=what)
+        else:
+            self._write(state=end.state, exit_status=end.status, error=end.sentence)
+
+    def _write(self, **changes: Any) -> None:
+        self._written = time.monotonic()
+        try:
+            self.status = write_status(self._folder.path, replace(self.status, **changes))
+        except OSError as error:
+            log.warning("%s is not up to date: %s", self._folder.path / NAME, error)
+
+
+@contextmanager
+def reporting(folder: RunFolder, config_name: str) -> Iterator[StatusFile]:
+    """Say in status.json that a run is going on, and how it ended.
+
+    Args:
+        folder: The run folder.
+        config_name: Of the command that runs.
+    """
+    status = StatusFile(folder, config_name)
+    try:
+        yield status
+    except BaseException as error:
+        status.end(error)
+        raise
+    status.end(None)

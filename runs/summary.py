@@ -64,7 +64,7 @@ def read_run(folder: RunFolder) -> Run:
     Raises:
         CommandError: The folder lacks them, or they cannot be read.
     """
-    config = folder.config
+    config = folder.read_config()
     try:
         figures = _flat(json.loads(folder.metrics.read_text(encoding="utf-8")))
         *_, last = folder.log.read_text(encoding="utf-8").splitlines() or ["{}"]

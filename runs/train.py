@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from flows.training import Trainer
 from flows.training.loggers import JsonLines, Logger, Tee
 from runs.building import build_flow, build_stages, build_system, choose_device
-from runs.cli import run_command
+from runs.cli import CommandError, run_command
 from runs.compiling import check_mode, compile_all, start_compiling
 from runs.evaluate import evaluate, load_flow, read_sizes
 from runs.folder import RunFolder
+from runs.status import StatusFile, reporting
 
 log = logging.getLogger(__name__)
 
@@ -29,23 +30,45 @@ def train(config: DictConfig) -> RunFolder:
     Returns:
         The run folder.
     """
+    folder = choose_folder(config)
+    with folder.occupied(), reporting(folder, "train") as status:
+        _train(config, folder, status)
+    return folder
+
+
+def choose_folder(config: DictConfig) -> RunFolder:
+    """Return the folder to run in: that of `resume`, or of Hydra.
+
+    Raises:
+        CommandError: A folder to go on with holds no run, or one to begin in does.
+    """
+    if config.resume not in (None, "auto"):
+        return RunFolder.open(config.resume, key="resume", needs=("config.yaml",))
+    folder = RunFolder(HydraConfig.get().runtime.output_dir)
+    if config.resume is None and folder.checkpoint.exists():
+        raise CommandError(
+            f"Expected hydra.run.dir without a run for resume=null, got {folder.path}; "
+            "resume=auto goes on with it."
+        )
+    return folder
+
+
+def _train(config: DictConfig, folder: RunFolder, status: StatusFile) -> None:
     started = time.monotonic()
     check_mode(config.trainer.compile)
     sizes = read_sizes(config.evaluation)
     device = choose_device(config.device)
-    if config.resume is not None:
-        RunFolder.open(config.resume, key="resume")
     first = None
     if config.start is not None:
         first = RunFolder.open(config.start, key="start")
         config.flow = first.config.flow  # the weights are of this one
     stages = build_stages(config)
+    status.plan(sum(stage.steps for stage in stages))
     trainer = Trainer(**{k: v for k, v in config.trainer.items() if k not in _NOT_TRAINER})
     torch.manual_seed(config.seed)
     system = build_system(config, device=device)
     flow = build_flow(config, system.target) if first is None else load_flow(first, system)
     flow = flow.to(device)
-    folder = RunFolder(config.resume or HydraConfig.get().runtime.output_dir)
     folder.start(config)
     log.info(
         "%s: %s, %d coordinates of which %d periodic; %.2e parameters; run folder %s",
@@ -56,10 +79,10 @@ def train(config: DictConfig) -> RunFolder:
         sum(p.numel() for p in flow.parameters()),
         folder.path,
     )
-    logger = _loggers(config, folder.path)
     if compile_all(flow, system.target, config.trainer.compile) and stages:
         start_compiling(flow, stages[0])
     generator = torch.Generator().manual_seed(config.seed)
+    logger = _loggers(config, folder.path, status)
     try:
         trained = trainer.fit(
             flow,
@@ -74,17 +97,16 @@ def train(config: DictConfig) -> RunFolder:
     finally:
         logger.close()
     log.info("done in %.0f s", time.monotonic() - started)
-    return folder
 
 
-_NOT_TRAINER = ("max_steps", "batch_size", "max_time", "compile")
+_NOT_TRAINER = ("max_steps", "batch_size", "budget", "compile")
 
 
-def _loggers(config: DictConfig, folder: Path) -> Logger:
-    """The file of lines, and the mirror that the config asks for."""
+def _loggers(config: DictConfig, folder: Path, status: StatusFile) -> Logger:
+    """The file of lines, status.json, and the mirror that the config asks for."""
     plain = OmegaConf.to_container(config, resolve=True)
     mirrors = [instantiate(config.logger)(folder, plain)] if config.logger else []
-    return Tee([JsonLines(folder / "metrics.jsonl"), *mirrors])
+    return Tee([JsonLines(folder / "metrics.jsonl"), status, *mirrors])
 
 
 def main() -> None:

@@ -1,9 +1,13 @@
 """The state of a run, all of which a checkpoint holds, and the one step that changes it."""
 
+import logging
+import math
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim import Optimizer
 
@@ -11,10 +15,13 @@ from energies.base import Target
 from flows.errors import FlowInputError
 from flows.flow import Flow
 from flows.state import State, Stateful
-from flows.training.checkpoint import load_checkpoint, save_checkpoint
+from flows.training.checkpoint import Checkpoints, load_checkpoint
 from flows.training.ema import EMA
+from flows.training.randomness import random_state, set_random_state
 from flows.training.stage import Stage
 from flows.training.window import Window
+
+log = logging.getLogger(__name__)
 
 
 class Session:
@@ -31,6 +38,9 @@ class Session:
     Attributes:
         ema: The averaged weights.
         total_steps: Steps done over all stages.
+        figure: Stage, aim and value of the figure noted last.
+        best: The same of the best checkpoint.
+        rollbacks: How many times it went back to an earlier state; each halves the learning rate.
     """
 
     def __init__(
@@ -48,8 +58,10 @@ class Session:
         self.parameters = list(flow.parameters())
         self.ema = EMA(flow, ema_decay)
         self.window = Window()
-        self.index, self.stage_steps, self.total_steps = 0, 0, 0
+        self.index, self.stage_steps, self.total_steps, self.rollbacks = 0, 0, 0, 0
         self.stage_seconds, self.total_seconds = 0.0, 0.0
+        self.figure: list[float] | None = None
+        self.best: list[float] | None = None
         self._evals_offset = -target.n_evals
         self.optimizer = self._new_optimizer()
 
@@ -77,8 +89,9 @@ class Session:
         """Do one gradient step; a step whose gradient is not finite changes no weight."""
         stage, progress = self.stage, self.progress
         stage.path.update(progress)
+        factor = stage.schedule.factor(progress) * 0.5**self.rollbacks
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * stage.schedule.factor(progress)
+            group["lr"] = group["initial_lr"] * factor
         if stage.path.due:
             stage.proposal.renew(
                 self.flow, self.target, stage.path, stage.batch_size, generator=self.generator
@@ -123,34 +136,63 @@ class Session:
             "temperature": self.stage.path.temperature,
             "lr": self.optimizer.param_groups[0]["lr"],
             "n_evals": self.n_evals,
+            "rollbacks": self.rollbacks,
             **self.window.close(),
             **self.stage.path.figures(),
             **self.stage.proposal.figures(),
         }
 
-    def save(self, checkpoint: Path) -> None:
-        """Write the whole state."""
-        save_checkpoint(
-            checkpoint,
-            {
-                "dim": self.flow.dim,
-                "flow": self.flow.state_dict(),
-                "ema": self.ema.module.state_dict(),
-                "ema_updates": self.ema.n_updates,
-                "optimizer": self.optimizer.state_dict(),
-                "generator": self.generator.get_state(),
-                "window": self.window.rows,
-                "n_evals": self.n_evals,
-                "parts": {} if self.finished else _states(self.stage),
-                **{name: getattr(self, name) for name in _COUNTERS},
-            },
-        )
-
-    def load(self, checkpoint: Path) -> None:
-        """Continue from `checkpoint`.
+    def note(self, row: dict[str, Any], name: str) -> None:
+        """Take note of a figure of a row, for `is_best`; a minus before its name turns it round.
 
         Raises:
-            FlowInputError: It cannot be read, or belongs to another flow or other stages.
+            FlowInputError: There is no such number.
+        """
+        figure = row.get(name.removeprefix("-"))
+        if not isinstance(figure, int | float):
+            numbers = [key for key, value in row.items() if isinstance(value, int | float)]
+            raise FlowInputError(
+                f"Expected trainer.best to be a figure of the log ({', '.join(numbers)}), "
+                f"got {name!r}."
+            )
+        aim = [float(self.index), self.stage.path.aim]
+        self.figure = [*aim, -figure if name.startswith("-") else figure]
+
+    def is_best(self) -> bool:
+        """Take the figure noted last; return whether it is the highest so far at its aim.
+
+        Figures at two aims do not compare, such as an ESS when hot and when cold.
+        """
+        figure, best = self.figure, self.best
+        if figure is None or not math.isfinite(figure[2]):
+            return False
+        if best is not None and best[:2] == figure[:2] and best[2] >= figure[2]:
+            return False
+        self.best = figure
+        return True
+
+    def state_dict(self) -> State:
+        """Return all that later steps depend on, and the versions they were computed with."""
+        return {
+            "dim": self.flow.dim,
+            "flow": self.flow.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "ema_updates": self.ema.n_updates,
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(self.generator),
+            "window": self.window.rows,
+            "n_evals": self.n_evals,
+            "parts": {} if self.finished else _states(self.stage),
+            "versions": VERSIONS,
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }
+
+    def load(self, checkpoint: Path) -> None:
+        """Go on from `checkpoint`.
+
+        Raises:
+            DamagedCheckpointError: It cannot be read; nothing was changed.
+            FlowInputError: It belongs to another flow or other stages.
         """
         state = load_checkpoint(checkpoint)
         if state.get("dim") != self.flow.dim:
@@ -166,16 +208,43 @@ class Session:
                 f"Expected a checkpoint of the flow configured here, got one with other layers "
                 f"({checkpoint})."
             ) from error
+        try:
+            self._load_rest(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise FlowInputError(
+                f"Expected a checkpoint of the stages configured here, got one of others, or of "
+                f"another version ({checkpoint}; {type(error).__name__}: {error})."
+            ) from error
+        if state["versions"] != VERSIONS:
+            log.warning(
+                "%s was computed with %s, now it is %s: results agree, but not bit for bit.",
+                checkpoint, state["versions"], VERSIONS,
+            )  # fmt: skip
+
+    def _load_rest(self, state: State) -> None:
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self.ema.n_updates, self.window.rows = state["ema_updates"], state["window"]
         self._evals_offset = state["n_evals"] - self.target.n_evals
-        self.generator.set_state(state["generator"])
+        set_random_state(state["random"], self.generator)
         if not self.finished:
             self.optimizer = self._new_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
             for name, part in _parts(self.stage).items():
                 part.load_state_dict(state["parts"][name], self.flow)
+
+    def roll_back(self, checkpoints: Checkpoints) -> None:
+        """Go back to the last regular checkpoint, and on from it with other random numbers.
+
+        Raises:
+            FlowInputError: There is none that can be read.
+        """
+        n, spent, seconds = self.rollbacks + 1, self.n_evals, self.total_seconds
+        checkpoints.restore(self.load, checkpoints.regular)
+        self.rollbacks, self.total_seconds = n, seconds
+        self._evals_offset = spent - self.target.n_evals  # what was spent remains so
+        seeds = torch.randint(2**62, (n,), generator=self.generator, device=self.generator.device)
+        self.generator.manual_seed(int(seeds[-1]))
 
     def _new_optimizer(self) -> Optimizer:
         optimizer = self.stage.optimizer(self.parameters)
@@ -184,7 +253,17 @@ class Session:
         return optimizer
 
 
-_COUNTERS = ("index", "stage_steps", "total_steps", "stage_seconds", "total_seconds")
+_COUNTERS = (
+    "index", "stage_steps", "total_steps", "stage_seconds", "total_seconds", "rollbacks",
+    "figure", "best",
+)  # fmt: skip
+
+VERSIONS = {
+    "python": platform.python_version(),
+    "torch": str(torch.__version__),
+    "numpy": np.__version__,
+}
+"""What the same bits depend on."""
 
 
 def _parts(stage: Stage) -> dict[str, Stateful]:

@@ -1,26 +1,25 @@
 """The training loop: stages of steps, with logs and checkpoints in between."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from energies.base import Target
-from flows.errors import FlowInputError, TrainingError
+from flows.errors import FlowInputError, NonfiniteError, TrainingError
 from flows.flow import Flow
+from flows.progress import Progress
+from flows.training.checkpoint import Checkpoints
 from flows.training.loggers import Logger
 from flows.training.session import Session
-from flows.training.signals import stop_on_signal
+from flows.training.signals import Stop, stop_on_signal
 from flows.training.stage import Stage
 from flows.types import Weights
 
-
-class InterruptedRunError(TrainingError):
-    """Training was asked to stop (Ctrl-C, SIGTERM); the message says where it can go on."""
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -31,11 +30,17 @@ class Trainer:
         ema_decay: Decay of the averaged weights, which are the result.
         log_every: Steps between rows in the log.
         checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: How many of them are kept.
+        best: Figure of the log whose highest value marks the checkpoint that is kept as best.pt,
+            with a minus for its lowest; at one aim of the path, in the row before.
+        max_time: Seconds after which a session ends with a checkpoint; None for no limit.
         max_nonfinite: Largest share of points without a finite weight over the steps between
-            two rows; more of them stop the run.
+            two rows; more of them roll the run back.
+        max_rollbacks: How many times it goes back to the last checkpoint, each time with half the
+            learning rate and other random numbers, before it stops.
         min_samples: Smallest effective number of samples in a batch, mean of the steps between
             two rows, for a loss that weighs its points; fewer stop the run. 1 never does.
-        progress_bar: Whether to show one.
+        progress_bar: Whether to show one; where there is no terminal, lines in the log.
 
     Raises:
         FlowInputError: A number is out of range.
@@ -48,25 +53,36 @@ class Trainer:
         ema_decay: float = 0.999,
         log_every: int = 50,
         checkpoint_every: int = 1000,
+        keep_checkpoints: int = 2,
+        best: str = "ess",
+        max_time: float | None = None,
         max_nonfinite: float = 0.5,
+        max_rollbacks: int = 3,
         min_samples: float = 1.2,
         progress_bar: bool = True,
     ) -> None:
-        for name, value in (("log_every", log_every), ("checkpoint_every", checkpoint_every)):
-            if value < 1:
-                raise FlowInputError(f"Expected trainer.{name} >= 1, got {value}.")
+        for name, value, least in (
+            ("log_every", log_every, 1),
+            ("checkpoint_every", checkpoint_every, 1),
+            ("keep_checkpoints", keep_checkpoints, 1),
+            ("max_rollbacks", max_rollbacks, 0),
+            ("min_samples", min_samples, 1),
+        ):
+            if not value >= least:
+                raise FlowInputError(f"Expected trainer.{name} >= {least}, got {value}.")
+        if max_time is not None and not max_time > 0:
+            raise FlowInputError(f"Expected trainer.max_time > 0 s, got {max_time}.")
         if not clip_norm > 0:
             raise FlowInputError(f"Expected trainer.clip_norm > 0, got {clip_norm}.")
         if not 0 <= ema_decay < 1:
             raise FlowInputError(f"Expected trainer.ema_decay in [0, 1), got {ema_decay}.")
         if not 0 < max_nonfinite <= 1:
             raise FlowInputError(f"Expected trainer.max_nonfinite in (0, 1], got {max_nonfinite}.")
-        if not min_samples >= 1:
-            raise FlowInputError(f"Expected trainer.min_samples >= 1, got {min_samples}.")
-        self.min_samples = min_samples
         self.clip_norm, self.ema_decay = clip_norm, ema_decay
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
-        self.max_nonfinite, self.progress_bar = max_nonfinite, progress_bar
+        self.keep_checkpoints, self.best, self.max_time = keep_checkpoints, best, max_time
+        self.max_nonfinite, self.max_rollbacks = max_nonfinite, max_rollbacks
+        self.min_samples, self.progress_bar = min_samples, progress_bar
 
     def fit(
         self,
@@ -84,15 +100,19 @@ class Trainer:
             flow: The flow to train.
             target: The density whose family the stages' paths run through.
             stages: Run one after another, each with its own optimizer.
-            checkpoint: File to keep the state in; training goes on from it if it exists.
+            checkpoint: File to keep the state in, others beside it (see `Checkpoints`); training
+                goes on from the newest that is whole.
             logger: Receives a row every `log_every` steps.
             generator: Source of all randomness of the run.
 
         Raises:
             FlowInputError: No stages; or a checkpoint of another flow.
-            TrainingError: Too many points have no finite weight, or one has all the weight; the
+            NonfiniteError: Too many points have no finite weight, also after roll-backs; the
                 checkpoint was written.
-            InterruptedRunError: The process was asked to stop; the checkpoint was written.
+            TrainingError: One point has all the weight; the checkpoint was written. Or the disk
+                does not take it; the one before is whole.
+            InterruptedRunError: The process was asked to stop, or time is up; the checkpoint was
+                written.
         """
         if not stages:
             raise FlowInputError("Expected at least one stage, got none.")
@@ -100,80 +120,101 @@ class Trainer:
             flow, target, stages, generator=generator, clip_norm=self.clip_norm,
             ema_decay=self.ema_decay,
         )  # fmt: skip
-        if checkpoint.exists():
-            session.load(checkpoint)
-        bar: tqdm[Any] = tqdm(
-            total=sum(stage.steps for stage in stages),
-            initial=session.total_steps,
-            unit="step",
-            smoothing=0.05,
-            disable=None if self.progress_bar else True,  # None: off where there is no terminal
-        )
-        with bar, stop_on_signal() as stop:
+        checkpoints = Checkpoints(checkpoint, keep=self.keep_checkpoints)
+        if checkpoints.restore(session.load):
+            log.info("going on after step %d", session.total_steps)
+        else:
+            self._save(session, checkpoints, regular=True)
+        logger.rewind(session.total_steps)
+        shown = Progress(
+            sum(stage.steps for stage in stages), unit="step", name="train",
+            initial=session.total_steps, shown=self.progress_bar,
+        )  # fmt: skip
+        with shown, stop_on_signal(self.max_time) as stop:
             while not session.finished:
-                self._run_stage(session, checkpoint, logger, bar, stop)
+                self._run_stage(session, checkpoints, logger, shown, stop)
                 session.next_stage()
-        session.save(checkpoint)
+        self._save(session, checkpoints)
         return session.ema.module
 
     def _run_stage(
-        self, session: Session, checkpoint: Path, logger: Logger, bar: "tqdm[Any]", stop: Event
+        self,
+        session: Session,
+        checkpoints: Checkpoints,
+        logger: Logger,
+        shown: Progress,
+        stop: Stop,
     ) -> None:
         clock = time.monotonic()
         while session.progress < 1.0:
             starting = session.stage_steps == 0  # compiles: not the stage's time
             try:
                 session.step()
+                now = time.monotonic()
+                session.add_time(now - clock, of_stage=not starting)
+                clock = now
+                if session.total_steps % self.log_every == 0:
+                    row = session.row()
+                    logger.log(row)
+                    session.note(row, self.best)
+                    shown.say(
+                        f"{row['stage']} {row['temperature']:.0f} K, loss {row['loss']:.3f}, "
+                        f"ESS {row['ess']:.1%}, {row['n_evals']:.2e} energies"
+                    )
+                    self._check(row, session)
+                if session.total_steps % self.checkpoint_every == 0:
+                    self._save(session, checkpoints, regular=True)
+            except NonfiniteError as error:
+                if session.rollbacks == self.max_rollbacks:
+                    raise self._stopped(error, session, checkpoints) from error
+                session.roll_back(checkpoints)
+                logger.rewind(session.total_steps)
+                log.warning(
+                    "%s Going on after step %d, at half the learning rate: roll-back %d of %d.",
+                    error, session.total_steps, session.rollbacks, self.max_rollbacks,
+                )  # fmt: skip
             except TrainingError as error:
-                raise self._stopped(str(error), session, checkpoint) from error
-            now = time.monotonic()
-            session.add_time(now - clock, of_stage=not starting)
-            clock = now
-            bar.update()
-            if session.total_steps % self.log_every == 0:
-                row = self._row(session, checkpoint)
-                logger.log(row)
-                bar.set_postfix_str(
-                    f"{row['stage']} {row['temperature']:.0f} K, loss {row['loss']:.3f}, "
-                    f"ESS {row['ess']:.1%}, {row['n_evals']:.2e} energies"
-                )
-                self._check(row, session, checkpoint)
-            if session.total_steps % self.checkpoint_every == 0:
-                session.save(checkpoint)
-            if stop.is_set():
-                session.save(checkpoint)
-                raise InterruptedRunError(
-                    f"Stopped at step {session.total_steps}; the checkpoint is {checkpoint}."
+                raise self._stopped(error, session, checkpoints) from error
+            shown.reach(session.total_steps)
+            if stop.asked:
+                self._save(session, checkpoints)
+                raise stop.error(
+                    f"after step {session.total_steps}; the checkpoint is {checkpoints.last}"
                 )
 
-    def _check(self, row: dict[str, Any], session: Session, checkpoint: Path) -> None:
+    def _check(self, row: dict[str, Any], session: Session) -> None:
         lost = max(row["nonfinite_fraction"], row["skipped"] / self.log_every)
         if lost > self.max_nonfinite:
-            raise self._stopped(
+            raise NonfiniteError(
                 f"Expected at most {self.max_nonfinite:.0%} of points and gradients without a "
-                f"finite value, got {lost:.0%}. A lower learning rate or a hotter start may help.",
-                session,
-                checkpoint,
+                f"finite value up to step {row['step']}, got {lost:.0%}. A lower learning rate or "
+                "a hotter start may help."
             )
         size = row["ess"] * session.stage.batch_size
         if session.stage.loss.needs > Weights.NONE and size < self.min_samples:
-            raise self._stopped(
+            raise TrainingError(
                 f"Expected an effective number of samples in a batch of at least "
                 f"{self.min_samples}, got {size:.2f}: the weights that {row['stage']} learns from "
-                "rest on one point. A hotter start or a longer stage before may help.",
-                session,
-                checkpoint,
+                "rest on one point. A hotter start or a longer stage before may help."
             )
 
-    def _row(self, session: Session, checkpoint: Path) -> dict[str, Any]:
+    def _save(self, session: Session, checkpoints: Checkpoints, *, regular: bool = False) -> None:
+        best = regular and session.is_best()
+        step = session.total_steps
         try:
-            return session.row()
-        except TrainingError as error:
-            raise self._stopped(str(error), session, checkpoint) from error
+            checkpoints.save(session.state_dict(), step=step if regular else None, best=best)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror} while the checkpoint after step {step} was written; the one "
+                "before it is whole",
+                str(checkpoints.last),
+            ) from error
 
-    def _stopped(self, why: str, session: Session, checkpoint: Path) -> TrainingError:
+    def _stopped(
+        self, why: TrainingError, session: Session, checkpoints: Checkpoints
+    ) -> TrainingError:
         """Save, and return the error that says so."""
-        session.save(checkpoint)
-        return TrainingError(
-            f"{why} Stopped after step {session.total_steps}; the checkpoint is {checkpoint}."
-        )
+        self._save(session, checkpoints)
+        where = f"after step {session.total_steps}; the checkpoint is {checkpoints.last}"
+        return type(why)(f"{why} Stopped {where}.")
