@@ -120,9 +120,9 @@ def test_killed_run_with_rollbacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_twenty_kills(method: str, tmp_path: Path) -> None:
     def stages() -> list[Stage]:
-        return [of(method, 60, "a"), of("ta_bg", 40, "b")]
+        return [of(method, 90, "a"), of("ta_bg", 60, "b")]
 
-    assert check_kills(tmp_path, stages, 20, seconds=0.5) == 20
+    assert check_kills(tmp_path, stages, 20, seconds=0.3) == 20
 
 
 @pytest.mark.slow
