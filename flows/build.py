@@ -28,6 +28,7 @@ def spline_flow(
     tail_bound: float = 8.0,
     n_frequencies: int = 4,
     residual: bool = False,
+    precision: str = "fp32",
     base_scale: float = 1.0,
     seed: int = 0,
 ) -> Flow:
@@ -55,6 +56,8 @@ def spline_flow(
         tail_bound: Half width of the splines' domain on lines; the tails are linear.
         n_frequencies: Harmonics of an angle that conditioners see.
         residual: Use residual hidden layers.
+        precision: Of the matrix products in conditioners, "fp32" or "bf16"; splines, densities and
+            sums keep the dtype of the points.
         base_scale: Standard deviation of the base on lines.
         seed: Fixes halves, rotations and initial weights; the global random state is not touched.
 
@@ -77,7 +80,9 @@ def spline_flow(
         features = PeriodicFeatures(
             visible & ~active, periodic, n_frequencies=n_frequencies, squash=tail_bound
         )
-        conditioner = partial(Conditioner, features, hidden=widths, residual=residual, gain=gain)
+        conditioner = partial(
+            Conditioner, features, hidden=widths, residual=residual, gain=gain, precision=precision
+        )
         return SplineCoupling(active, periodic, conditioner, n_bins=bins, tail_bound=tail_bound)
 
     base = NormalUniform(periodic, scale=base_scale)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sysconfig
+import tempfile
 import warnings
 from functools import cache
 from multiprocessing.process import BaseProcess
@@ -106,4 +107,23 @@ def can_compile() -> bool:
             f"Running uncompiled, which is slower: {' and '.join(missing)} not found.",
             stacklevel=2,
         )
-    return not missing
+        return False
+    try:
+        check_cache()
+    except OSError as error:
+        warnings.warn(
+            f"Running uncompiled, which is slower: compiled code cannot be kept: {error}. "
+            "TORCHINDUCTOR_CACHE_DIR names another folder.",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def check_cache() -> None:
+    """Raise OSError unless torch.compile can write into its folder."""
+    # Of torch's compiler, which takes its time to import.
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    with tempfile.TemporaryFile(dir=cache_dir()):
+        pass

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from flows.errors import FlowInputError
 
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+"""Name -> what factors of products are rounded to; None for the dtype of the points."""
+
 
 class PeriodicFeatures(nn.Module):
     r"""What a network may see of a point: smooth on circles, bounded on lines.
@@ -66,6 +69,11 @@ class Conditioner(nn.Module):
         gain: Factor on the trained constant terms of the output. Optimizers move each number by
             about the learning rate a step; with a gain, what all points share moves that much
             faster than what depends on the point.
+        precision: Of the factors of the matrix products, one of `PRECISIONS`; their sums, the
+            weights that are trained and all else keep the dtype of the points.
+
+    Raises:
+        FlowInputError: No hidden layer, or an unknown precision.
     """
 
     def __init__(
@@ -76,12 +84,17 @@ class Conditioner(nn.Module):
         hidden: Sequence[int] = (128, 128),
         residual: bool = False,
         gain: float = 1.0,
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
+        if precision not in PRECISIONS:
+            raise FlowInputError(
+                f"Expected precision to be one of {', '.join(PRECISIONS)}, got {precision!r}"
+            )
         if not hidden or min(hidden) < 1:
             raise FlowInputError(f"Expected hidden to hold positive widths, got {list(hidden)}")
         self.features = features
-        self.residual, self.gain = residual, gain
+        self.residual, self.gain, self._rounded = residual, gain, PRECISIONS[precision]
         widths = [features.n_features, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.weight = nn.Parameter(torch.zeros(n_outputs, widths[-1]))
@@ -92,6 +105,12 @@ class Conditioner(nn.Module):
         h = self.features(x)
         for layer in self.layers:
             weight, bias = layer.parameters()
-            new = nn.functional.silu(torch.addmm(bias[:, None], weight, h))
+            new = nn.functional.silu(self._affine(bias, weight, h))
             h = h + new if self.residual and new.shape == h.shape else new
-        return torch.addmm((self.gain * self.bias)[:, None], self.weight, h)
+        return self._affine(self.gain * self.bias, self.weight, h)
+
+    def _affine(self, bias: Tensor, weight: Tensor, h: Tensor) -> Tensor:
+        """Return W h + b, [n_outputs, n], with the factors rounded."""
+        if self._rounded is None:
+            return torch.addmm(bias[:, None], weight, h)
+        return (weight.to(self._rounded) @ h.to(self._rounded)).to(h.dtype) + bias[:, None]

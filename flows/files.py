@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,14 @@ def replacing(path: Path) -> Iterator[Path]:
         path: The final name; its folder is made if missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
+    _clear(path.parent)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.stem}.", suffix=f"{_PARTIAL}{path.suffix}"
+    )
     temporary = Path(name)
     try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(handle, fcntl.LOCK_SH)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -33,7 +37,22 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+_PARTIAL = ".partial"
+_AGE = 60.0
+"""Seconds after which a file that nobody has locked is given up: a new one is not locked yet."""
+
+
+def _clear(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write: nobody holds its lock."""
+    for left in folder.glob(f".*{_PARTIAL}*"):
+        with suppress(OSError), left.open("rb") as file:
+            if time.time() - left.stat().st_mtime > _AGE:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
 
 def sync_folder(path: Path) -> None:

@@ -84,8 +84,9 @@ def ending(error: BaseException, config_name: str) -> Ending | None:
                 f"Expected memory for what was asked, got: {str(error).splitlines()[0]} Smaller "
                 "batches need less: trainer.batch_size, chunk, evaluation.chunk.",
             )
-        case OSError():
-            return Ending(os.EX_IOERR, f"Expected files to be read and written, got: {error}.")
+        case OSError() | BaseException(__cause__=OSError()):
+            refused = error if isinstance(error, OSError) else error.__cause__
+            return Ending(os.EX_IOERR, f"Expected files to be read and written, got: {refused}.")
     return None
 
 

@@ -1,7 +1,7 @@
 """Decide whether a run is compiled, and compile what is worth it."""
 
 from energies.target import EnergyTarget
-from flows.compile import can_compile, compile_ahead, compile_flow
+from flows.compile import can_compile, check_cache, compile_ahead, compile_flow
 from flows.flow import Flow
 from flows.training import Stage
 from runs.cli import CommandError
@@ -32,8 +32,14 @@ def start_compiling(flow: Flow, stage: Stage) -> None:
 
 
 def wants_compiled(mode: bool | str) -> bool:
-    """Whether to compile: True, False, or "auto", which looks for a compiler."""
+    """Whether to compile: True, False, or "auto", which looks for a compiler.
+
+    Raises:
+        OSError: It has to be, and there is no folder to do so in.
+    """
     check_mode(mode)
+    if mode is True:
+        check_cache()
     return mode is True or (mode == "auto" and can_compile())
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from flows.probe import Probe, Share, probe
+from flows.training.checkpoint import read_steps
 from runs.building import build_system, choose_device
 from runs.cli import CommandError, run_command
 from runs.compiling import wants_compiled
@@ -76,6 +77,7 @@ def probe_run(
         for k in range(min(n_regions, len(found.regions)))
     ]
     report = {
+        "step": read_steps(run.checkpoint),
         "verdict": found.verdict,
         "found": found.found,
         **_numbers(found.missing),

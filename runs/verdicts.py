@@ -18,7 +18,7 @@ _HEADLINES = {
 
 def verdicts(run: RunFiles) -> list[Verdict]:
     """Return what is known of a run: its probe first, because weights miss what it finds."""
-    found = [_probe(run), _weights(run), _reference(run)]
+    found = [_outdated(run), _probe(run), _weights(run), _reference(run)]
     return [verdict for verdict in found if verdict is not None]
 
 
@@ -38,6 +38,20 @@ def headline(runs: Sequence[RunFiles]) -> Verdict:
 
 def _has(found: Sequence[Verdict], level: str) -> bool:
     return any(v.level == level for v in found)
+
+
+def _outdated(run: RunFiles) -> Verdict | None:
+    last = max((row.get("step", 0) for row in run.rows or ()), default=0)
+    told = {"metrics.json": run.metrics, "probe.json": run.probe}
+    steps = {name: found.get("step") for name, found in told.items() if found is not None}
+    older = [f"{name} (step {n})" for name, n in steps.items() if n is not None and n < last]
+    if not older:
+        return None
+    return Verdict(
+        "open",
+        f"The flow was trained further, up to step {last}, after {' and '.join(older)} had been "
+        "written: evaluate and probe it again.",
+    )
 
 
 def _probe(run: RunFiles) -> Verdict:

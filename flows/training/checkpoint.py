@@ -1,5 +1,6 @@
 """Checkpoints: tensors and plain containers only, read without running anything."""
 
+import io
 import logging
 import os
 import pickle
@@ -32,9 +33,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: The disk does not take it.
     """
-    # Through a file of Python's: torch's own writer tells what the disk says in a RuntimeError.
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
+    data = io.BytesIO()  # torch's own writer hides what a disk says in a RuntimeError
+    torch.save(state, data)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

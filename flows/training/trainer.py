@@ -126,6 +126,8 @@ class Trainer:
         else:
             self._save(session, checkpoints, regular=True)
         logger.rewind(session.total_steps)
+        if session.finished:
+            return session.ema.module
         shown = Progress(
             sum(stage.steps for stage in stages), unit="step", name="train",
             initial=session.total_steps, shown=self.progress_bar,

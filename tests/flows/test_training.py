@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,160 +13,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from energies.base import Evaluation, R, Target
+from energies.base import Evaluation
 from flows.build import spline_flow
-from flows.errors import FlowInputError, TrainingError
+from flows.errors import FlowInputError, NonfiniteError, TrainingError
 from flows.evaluation import draw_weighted, weight_report
 from flows.flow import Flow
 from flows.losses import (
-    L2,
     AlphaDivergence,
     ForwardKL,
     Jeffreys,
     L2Plus,
     LearnedLogZ,
-    LogVariance,
-    Loss,
     ReverseKL,
-    ReverseKLPath,
-    RunningMean,
-    Sum,
 )
-from flows.paths import AdaptiveLadder, Constrained, Ladder, Temperature
-from flows.paths import Path as Aim
+from flows.paths import Ladder, Temperature
 from flows.proposals import (
-    AIS,
-    HMC,
-    SMC,
     Buffer,
-    HotAngles,
-    HotModel,
-    Metropolis,
-    Mixture,
     Model,
     Points,
-    PrioritisedBuffer,
     Proposal,
 )
 from flows.training import InterruptedRunError, Stage, Trainer, WarmupCosine
 from flows.training.checkpoint import load_checkpoint, save_checkpoint
-from flows.training.loggers import JsonLines, Logger, Row, read_rows
+from flows.training.loggers import JsonLines, Row, read_rows
 from flows.types import Samples
+from tests.flows.ring import METHODS, SMALL, Ring, fit, of, stage
 from tests.rows import Rows
-
-LINES = {"n_couplings": 2, "hidden": (16,), "n_bins": 5}
-ANGLES = {"n_circle_couplings": 2, "circle_hidden": (16,), "circle_bins": 5, "n_frequencies": 2}
-SMALL = {**LINES, **ANGLES}
-
-
-class Ring(Target):
-    """U = k (1 - cos φ) + RT₀ (y - sin φ)²/2: an angle and a coordinate that follows it."""
-
-    dim = 2
-    periodic = torch.tensor([True, False])
-
-    def __init__(self) -> None:
-        self._n_evals = 0
-        self.broken = False
-
-    @property
-    def n_evals(self) -> int:
-        return self._n_evals
-
-    def evaluate(self, x: Tensor) -> Evaluation:
-        self._n_evals += len(x)
-        angle, y = x.to(torch.float64).unbind(-1)
-        u = R * 300 * (2 * (1 - torch.cos(angle)) + 0.5 * (y - torch.sin(angle)) ** 2)
-        return Evaluation(u + math.nan if self.broken else u, torch.zeros_like(u))
-
-    log_z = math.log(2 * math.pi * math.sqrt(2 * math.pi)) - 2 + math.log(2.279585302336067)
-    """∫ exp(2 cos φ) dφ = 2π I₀(2), with I₀(2) = 2.2795853..."""
-
-
-def stage(
-    loss: Loss | None = None,
-    *,
-    path: Aim | None = None,
-    proposal: Proposal | None = None,
-    steps: int = 60,
-    name: str = "train",
-) -> Stage:
-    return Stage(
-        name=name,
-        path=path or Temperature(end=300.0, start=600.0),
-        proposal=proposal or Model(),
-        loss=loss or L2Plus(),
-        optimizer=partial(torch.optim.Adam, lr=3e-3),
-        schedule=WarmupCosine(warmup=0.1, final=0.05),
-        steps=steps,
-        batch_size=256,
-    )
-
-
-def fit(
-    folder: Path,
-    stages: list[Stage],
-    *,
-    target: Ring | None = None,
-    logger: Logger | None = None,
-    **settings: object,
-) -> Flow:
-    flow = spline_flow(Ring.periodic, **SMALL, seed=1)
-    trainer = Trainer(progress_bar=False, **{"log_every": 10, "checkpoint_every": 7, **settings})
-    return trainer.fit(
-        flow,
-        target or Ring(),
-        stages,
-        checkpoint=folder / "last.pt",
-        logger=logger or Rows(),
-        generator=torch.Generator().manual_seed(5),
-    )
-
-
-def fab() -> tuple[Aim, Proposal, Loss]:
-    source = AIS(2, alpha=2.0, moves=HMC(2))
-    buffer = PrioritisedBuffer(source, size=2048, min_size=512, steps=4)
-    return Temperature(300.0), buffer, AlphaDivergence()
-
-
-def mixed() -> tuple[Aim, Proposal, Loss]:
-    parts = {"model": Model(), "hot": HotModel(1.2), "smc": SMC(1, moves=HMC(1))}
-    loss = Sum({"l2": L2(centre=LearnedLogZ()), "forward_kl": ForwardKL()})
-    return Temperature(300.0, start=400.0), Mixture(parts), loss
-
-
-def data() -> tuple[Aim, Proposal, Loss]:
-    x = torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
-    return Temperature(300.0), Points({"x": x.numpy()}), LogVariance()
-
-
-METHODS: dict[str, Callable[[], tuple[Aim, Proposal, Loss]]] = {
-    "reverse_kl": lambda: (Temperature(300.0), Model(), ReverseKL()),
-    "reverse_kl_path": lambda: (Temperature(300.0), Model(), ReverseKLPath()),
-    "jeffreys": lambda: (Temperature(300.0), Model(), Jeffreys()),
-    "l2_plus": lambda: (Temperature(300.0, start=600.0), Model(), L2Plus()),
-    "l2_plus_running": lambda: (Temperature(300.0), Model(), L2Plus(centre=RunningMean())),
-    "log_variance": lambda: (Temperature(300.0), HotModel(1.2), LogVariance()),
-    "forward_kl_buffer": lambda: (
-        Temperature(300.0), Buffer(2048, resample=None, refresh=16), ForwardKL(),
-    ),
-    "hot_angles": lambda: (Temperature(300.0), HotAngles(), ForwardKL()),
-    "ta_bg": lambda: (
-        Ladder(300.0, 600.0, rungs=5), Buffer(2048, clip=1e-3), ForwardKL(baseline=0.0),
-    ),
-    "adaptive": lambda: (AdaptiveLadder(300.0, 900.0, rungs=4, ess=0.7), Model(), L2Plus()),
-    "cmt": lambda: (Constrained(300.0, rungs=4), Buffer(2048, resample=None), ForwardKL()),
-    "cmt_l2_plus": lambda: (Constrained(300.0, rungs=4), Model(), L2Plus()),
-    "chains": lambda: (Temperature(300.0), Metropolis(2), ForwardKL(baseline=0.0)),
-    "fab": fab,
-    "mixed": mixed,
-    "data": data,
-}  # fmt: skip
-
-
-def of(method: str, steps: int, name: str = "train") -> Stage:
-    path, proposal, loss = METHODS[method]()
-    return stage(loss, path=path, proposal=proposal, steps=steps, name=name)
 
 
 @pytest.mark.parametrize("method", ["reverse_kl", "l2_plus", "log_variance"])
@@ -264,7 +135,7 @@ def test_signal_ends_the_run_with_a_checkpoint(number: signal.Signals, tmp_path:
     before = signal.getsignal(number)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
     timer.start()
-    with pytest.raises(InterruptedRunError, match=r"Stopped at step \d+; the checkpoint is"):
+    with pytest.raises(InterruptedRunError, match=r"Stopped after step \d+; the checkpoint is"):
         fit(tmp_path, [stage(steps=100_000)])
     assert load_checkpoint(tmp_path / "last.pt")["total_steps"] > 0
     assert signal.getsignal(number) == before
@@ -278,6 +149,112 @@ def test_nonfinite_points_stop_the_run_with_a_checkpoint(tmp_path: Path) -> None
     ):
         fit(tmp_path, [stage()], target=target)
     assert load_checkpoint(tmp_path / "last.pt")["total_steps"] == 10
+
+
+class BrokenFor(Ring):
+    """No energy is finite from the 3000th evaluation on, for so many."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.until = 3000 + n
+
+    def evaluate(self, x: Tensor) -> Evaluation:
+        self.broken = 3000 <= self._n_evals < self.until
+        return super().evaluate(x)
+
+
+def test_storm_rolls_back_and_passes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = Rows()
+    fit(tmp_path, [stage()], target=BrokenFor(1500), logger=log)
+    first = next(i for i, row in enumerate(log.rows) if row["rollbacks"] == 1)
+    assert [row["step"] for row in log.rows] == [*range(10, 21, 10), *range(20, 61, 10)]
+    steady = stage().schedule.factor((log.rows[first]["step"] - 1) / 60)
+    assert log.rows[first]["lr"] == pytest.approx(3e-3 * steady / 2)
+    assert "Going on after step 14, at half the learning rate: roll-back 1 of 3" in caplog.text
+
+
+def test_storm_that_stays_ends_the_run_after_roll_backs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(NonfiniteError, match=r"A lower learning rate .* Stopped after step 20"):
+        fit(tmp_path, [stage()], target=BrokenFor(10**9), max_rollbacks=2)
+    assert caplog.text.count("at half the learning rate") == 2
+    state = load_checkpoint(tmp_path / "last.pt")
+    assert (state["total_steps"], state["rollbacks"]) == (20, 2)
+    weights = spline_flow(Ring.periodic, **SMALL)
+    weights.load_state_dict(state["flow"])
+    assert all(bool(torch.isfinite(p).all()) for p in weights.parameters())
+
+
+@pytest.mark.parametrize(("best", "sign"), [("ess", 1), ("-loss", -1)])
+def test_last_and_best_checkpoints_are_kept(best: str, sign: int, tmp_path: Path) -> None:
+    """The best has the highest figure of all, among those at the last aim."""
+    log = Rows()
+    steady = stage(ReverseKL(), path=Temperature(300.0))
+    fit(
+        tmp_path,
+        [steady],
+        logger=log,
+        log_every=5,
+        checkpoint_every=5,
+        best=best,
+        keep_checkpoints=3,
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best.pt", "last.pt", *(f"step_{n:09d}.pt" for n in (50, 55, 60)),
+    ]  # fmt: skip
+    top = max(log.rows, key=lambda row: sign * row[best.removeprefix("-")])
+    assert load_checkpoint(tmp_path / "best.pt")["total_steps"] == top["step"]
+    with pytest.raises(FlowInputError, match=r"trainer.best to be a figure of the log \(step, "):
+        fit(tmp_path / "other", [stage()], best="stage")
+
+
+def test_best_starts_anew_with_another_aim(tmp_path: Path) -> None:
+    """An ESS at 3000 K is no measure for one at 300 K."""
+    hot = stage(path=Temperature(3000.0), steps=20, name="hot")
+    cold = stage(path=Temperature(30.0), steps=20, name="cold")
+    log = Rows()
+    fit(tmp_path, [hot, cold], logger=log, log_every=10, checkpoint_every=10)
+    assert log.rows[1]["ess"] > log.rows[2]["ess"]
+    assert load_checkpoint(tmp_path / "best.pt")["total_steps"] > 20
+
+
+def test_damaged_checkpoints_are_skipped_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tmp_path / "whole", [stage(steps=20)])
+    whole = load_checkpoint(tmp_path / "whole" / "last.pt")
+    fit(tmp_path / "cut", [stage(steps=20)])
+    for name in ("last.pt", "step_000000014.pt"):
+        path = tmp_path / "cut" / name
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1  # one bit, deep in the numbers
+        path.write_bytes(data)
+    fit(tmp_path / "cut", [stage(steps=20)])
+    assert caplog.text.count("got a file that cannot be read (ValueError). The one before") == 2
+    again = load_checkpoint(tmp_path / "cut" / "last.pt")
+    assert all(torch.equal(whole["flow"][name], again["flow"][name]) for name in whole["flow"])
+    for path in (tmp_path / "cut").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FlowInputError, match=r"got none: last.pt, step_0.*14.pt, step_0.*07.pt"):
+        fit(tmp_path / "cut", [stage(steps=20)])
+
+
+def test_checkpoint_of_other_stages_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRunError):
+        fit(tmp_path, [of("fab", 9)], max_time=1e-9)
+    with pytest.raises(FlowInputError, match="of the stages configured here, got one of others"):
+        fit(tmp_path, [of("ta_bg", 9)])
+
+
+def test_other_versions_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InterruptedRunError):
+        fit(tmp_path, [stage(steps=3)], max_time=1e-9)
+    state = load_checkpoint(tmp_path / "last.pt")
+    state["versions"] = {**state["versions"], "torch": "1.0"}
+    save_checkpoint(tmp_path / "last.pt", state)
+    fit(tmp_path, [stage(steps=3)])
+    assert "results agree, but not bit for bit" in caplog.text
 
 
 def test_time_limit_brings_path_and_rate_to_their_end(tmp_path: Path) -> None:
@@ -341,6 +318,9 @@ def test_bad_input(tmp_path: Path) -> None:
         ({"ema_decay": 1.0}, "trainer.ema_decay in"),
         ({"max_nonfinite": 0.0}, "trainer.max_nonfinite in"),
         ({"min_samples": 0.5}, "trainer.min_samples >= 1, got 0.5"),
+        ({"keep_checkpoints": 0}, "trainer.keep_checkpoints >= 1, got 0"),
+        ({"max_rollbacks": -1}, "trainer.max_rollbacks >= 0, got -1"),
+        ({"max_time": 0.0}, "trainer.max_time > 0 s, got 0"),
     ]:
         with pytest.raises(FlowInputError, match=message):
             Trainer(**settings)

@@ -1,5 +1,7 @@
 """Whether a run is compiled: asked for, forbidden, or left to what the machine has."""
 
+from pathlib import Path
+
 import pytest
 
 from flows.build import spline_flow
@@ -38,3 +40,13 @@ def test_mode(
 def test_unknown_mode() -> None:
     with pytest.raises(CommandError, match="auto, true or false, got 'maybe'"):
         compile_all(spline_flow([True, False]), Target(), "maybe")
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "auto" goes on uncompiled and says so once; asked for, it is an error of the disk."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="compiled code cannot be kept: .*cache.*names another"):
+        assert not compiling.wants_compiled("auto")
+    with pytest.raises(OSError, match="cache"):
+        compiling.wants_compiled(True)

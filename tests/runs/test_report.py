@@ -211,6 +211,20 @@ def test_what_is_missing_is_named_with_its_command(molecule: Path, tmp_path: Pat
     assert "ΔG (kJ/mol)" in write_report([bare]).read_text()
 
 
+def test_training_that_went_on_is_noticed(plane: Path, tmp_path: Path) -> None:
+    folder = with_probe(plane, tmp_path / "older", QUIET | {"step": 30})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"step": 55}))
+    html = write_report([folder]).read_text()
+    said = "The flow was trained further, up to step 55, after {} had been written"
+    assert said.format("probe.json (step 30)") in html
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"step": 50}))
+    (folder / "probe.json").write_text(json.dumps(QUIET | {"step": 55}))
+    assert said.format("metrics.json (step 50)") in write_report([folder]).read_text()
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"step": 55}))
+    assert "trained further" not in write_report([folder]).read_text()
+
+
 def test_command_writes_the_file_whole_or_not_at_all(
     molecule: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
