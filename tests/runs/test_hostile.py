@@ -11,9 +11,10 @@ import torch
 from omegaconf import OmegaConf
 
 from runs import evaluate, free_energy, probe, report, reweight, sample, train
-from runs.cli import CommandError, allowed
+from runs.cli import CommandError
 from runs.folder import RunFolder
 from runs.targets import check_targets
+from runs.trust import allowed
 from tests.runs.in_process import command
 from tests.runs.stored import write_run
 from tests.runs.test_resume import SMALL
