@@ -155,7 +155,7 @@ def of_normflows(architecture: Architecture, device: torch.device, *, compiled: 
     import normflows
     from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCoupling
 
-    class Coupling(normflows.flows.Flow):  # type: ignore[misc]  # normflows has no types
+    class Coupling(normflows.flows.Flow):
         """Its coupling layer in its own direction, noise -> data."""
 
         def __init__(self, mask: Tensor) -> None:
@@ -165,10 +165,10 @@ def of_normflows(architecture: Architecture, device: torch.device, *, compiled: 
             )
 
         def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-            return self.layer.inverse(z)  # type: ignore[no-any-return]
+            return self.layer.inverse(z)
 
         def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return self.layer(x)  # type: ignore[no-any-return]
+            return self.layer(x)
 
     couplings = [Coupling(mask) for mask in architecture.masks]
     base = normflows.distributions.DiagGaussian(architecture.dim, trainable=False)

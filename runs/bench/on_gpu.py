@@ -15,6 +15,9 @@ from runs.bench.timing import Figure
 from runs.compiling import compile_all
 from runs.systems.molecular import MolecularSystem
 
+HOT, ANNEALING = "TA-BG, reverse KL step", "TA-BG, weighted step"
+WHOLE = "TA-BG, the whole recipe"
+
 
 def energies(setup: Setup) -> Iterator[Row]:
     """Yield energies with forces a second."""
@@ -43,8 +46,8 @@ def recipe(setup: Setup) -> Iterator[Row]:
         compile_all(flow, system.target, setup.compiled)
     x = flows[1].sample_and_log_prob(4 * annealing)[0].cpu().numpy()
     sessions = {
-        f"TA-BG, reverse KL step of {hot}": setup.session(flows[0], system, batch_size=hot),
-        f"TA-BG, weighted step of {annealing}": setup.session(
+        HOT: setup.session(flows[0], system, batch_size=hot),
+        ANNEALING: setup.session(
             flows[1],
             system,
             proposal=Points({"x": x}),
@@ -54,8 +57,9 @@ def recipe(setup: Setup) -> Iterator[Row]:
     }
     times = setup.times({name: session.step for name, session in sessions.items()})
     for name, seconds in times.items():
-        yield Row(name, milliseconds(seconds), "ms")
-    yield Row("TA-BG, the whole recipe", None, note="a run of its own: runs.train stages=ta_bg")
+        note = f"{sessions[name].stage.batch_size} points"
+        yield Row(name, milliseconds(seconds), "ms", note)
+    yield Row(WHOLE, None, note="a run of its own: runs.train stages=ta_bg")
 
 
 def _forces(energy: Energy, xyz: Tensor) -> None:

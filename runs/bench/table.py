@@ -66,7 +66,7 @@ class Table:
             yield self._line(row)
 
     def remaining(self, names: Iterable[str], why: str) -> Iterator[str]:
-        """Yield a line for each bar among `names` that no row has spoken of."""
+        """Yield a line for each of `names` that no row has spoken of."""
         yield from self.lines(Row(n, None, note=why) for n in names if n not in self._shown)
 
     @property
