@@ -1,6 +1,5 @@
 """Times of things that take turns: a disturbance of the machine meets all of them."""
 
-import gc
 import math
 import statistics
 import time
@@ -71,18 +70,13 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> Figure:
 
 
 def _seconds(task: Task, calls: int, device: torch.device) -> float:
-    """Return seconds a call, without the collector of garbage."""
-    gc.collect()
-    gc.disable()
-    try:
-        _wait(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            task()
-        _wait(device)
-        return (time.perf_counter() - start) / calls
-    finally:
-        gc.enable()
+    """Return seconds a call."""
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        task()
+    _wait(device)
+    return (time.perf_counter() - start) / calls
 
 
 def _wait(device: torch.device) -> None:

@@ -208,17 +208,20 @@ def test_memory_is_what_a_task_adds() -> None:
     assert float(held[0]) == 1
 
 
-def config(*overrides: str) -> Setup:
+def config(*overrides: str, device: str = "cpu") -> Setup:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return Setup(compose("bench", overrides=[*TINY, *overrides]), CPU)
+        return Setup(compose("bench", overrides=[*TINY, *overrides]), torch.device(device))
 
 
-def test_every_bar_has_its_row() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_every_bar_has_its_row(device: str) -> None:
     """All parts run, those of a GPU here as well; only a whole recipe is left to others."""
     for name in PEERS:
         pytest.importorskip(name)
-    setup = config()
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    setup = config(device=device)
     rows: dict[str, Row] = {}
     for section in command.SECTIONS["cuda"].values():
         rows |= {row.name: row for row in section(setup)}
