@@ -4,8 +4,8 @@ Every coupling transforms every other coordinate of the line by a rational-quadr
 parameters come from a perceptron with SiLU; coordinates on circles are left out, as nflows has no
 spline for them. Peers have slope 1 where a spline ends, 3K - 1 numbers a coordinate; ours trains
 both slopes, a scale and a shift, 3K + 3, and sees a constant: it is the one with more to do. All
-have one optimizer. A compiled peer has its coupling layers compiled, with one set of graphs for all
-of them, as ours: a layer of zuko is one graph, those of nflows and normflows break at their masks.
+have one optimizer. A compiled peer has its coupling layers compiled, with one set of graphs for
+all of them, as ours: a layer of zuko is one graph, those of nflows and normflows break at masks.
 """
 
 import importlib.util
