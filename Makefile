@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench]'
 	touch $(READY)
 
 train: $(READY)  ## train on alanine dipeptide, evaluate, draw (10 minutes on 2 cores)
@@ -25,8 +25,11 @@ test: $(READY)  ## run linters, types, import contracts and all tests but the sl
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not bench' $(ARGS)
 
-bench: $(READY)  ## measure energies and forces a second against OpenMM (10 minutes; nothing beside it)
-	$(BIN)/python -m pytest -m bench tests/bench $(ARGS)
+bench: $(READY)  ## measure energies against OpenMM, then training steps against other packages; nothing beside it
+	status=0; \
+	$(BIN)/python -m pytest -m bench tests/bench || status=1; \
+	$(BIN)/python -m runs.bench $(ARGS) || status=1; \
+	exit $$status
 
 clean:  ## remove the environment, not the runs
 	rm -rf $(VENV) *.egg-info

@@ -1,0 +1,1 @@
+"""python -m runs.bench: what a training step costs, beside other packages and the hardware."""
