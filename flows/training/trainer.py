@@ -126,7 +126,8 @@ class Trainer:
         else:
             self._save(session, checkpoints, regular=True)
         logger.rewind(session.total_steps)
-        if session.finished:
+        done_before = session.finished
+        if done_before:
             return session.ema.module
         shown = Progress(
             sum(stage.steps for stage in stages), unit="step", name="train",
