@@ -205,5 +205,5 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         raise ProcessLostError(
             f"Expected all {n_ranks()} processes to go on, got no answer from another one: it has "
-            "ended, and says why itself. The last checkpoint is intact; resume=<folder> goes on."
+            "ended, and has said why if it could. The last checkpoint is whole: resume=auto goes on."
         ) from error

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -139,28 +139,36 @@ def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
         finally:
             allowed.reset(token)
 
-    try:
-        with _terminating():
+    with _terminating(failed):
+        try:
             main()
-        if failed:
-            raise failed[0]
-    except BaseException as error:
-        if isinstance(error, SystemExit) or (end := ending(error, config_name)) is None:
-            raise
-        who = f"Process {parallel.rank()}: " if parallel.rank() > 0 else ""
-        sys.stderr.write(f"{who}{end.sentence}\n")
-        sys.exit(end.status)
+            if failed:
+                raise failed[0]
+        except BaseException as error:
+            if isinstance(error, SystemExit) or (end := ending(error, config_name)) is None:
+                raise
+            who = f"Process {parallel.rank()}: " if parallel.rank() > 0 else ""
+            sys.stderr.write(f"{who}{end.sentence}\n")
+            sys.exit(end.status)
 
 
 @contextmanager
-def _terminating() -> Iterator[None]:
-    """Let SIGTERM unwind the command as Ctrl-C does, so that files are closed and locks go."""
+def _terminating(failed: Sequence[BaseException]) -> Iterator[None]:
+    """Let SIGTERM unwind the command as Ctrl-C does, so that files are closed and locks go.
+
+    A launcher sends it to what it takes for hanging when a process has died: a command that is
+    about to say so is let finish its sentence.
+
+    Args:
+        failed: Not empty once the command has failed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        raise TerminatedError
+        if not failed and not isinstance(sys.exception(), ProcessLostError):
+            raise TerminatedError
 
     previous = signal.signal(signal.SIGTERM, handle)
     try:

@@ -41,7 +41,9 @@ def steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def test_two_processes_leave_one_run_that_one_goes_on_with(tmp_path: Path) -> None:
+def test_two_processes_leave_one_run_that_one_goes_on_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     process = launched(tmp_path, *CMT, "trainer.max_steps=20")
     said, complained = process.communicate(timeout=500)
     assert process.returncode == 0, said + complained
@@ -52,11 +54,15 @@ def test_two_processes_leave_one_run_that_one_goes_on_with(tmp_path: Path) -> No
     with np.load(run / "samples.npz") as samples:
         assert len(np.unique(samples["x"], axis=0)) == 100
     assert json.loads((run / "status.json").read_text())["state"] == "done"
-    assert len(load_checkpoint(run / "checkpoints" / "last.pt")["ranks"]) == 2
     assert (said + complained).count("trained in") == 1
-    command(train, *SETTINGS, *CMT, "trainer.max_steps=30", f"hydra.run.dir={run}")
-    assert steps(tmp_path) == [5, 10, 15, 20, 25, 30]
-    assert len(load_checkpoint(run / "checkpoints" / "last.pt")["ranks"]) == 1
+    last = run / "checkpoints" / "last.pt"
+    assert len(load_checkpoint(last)["ranks"]) == 2
+    for path in (last, last.with_name("step_000000020.pt")):
+        path.unlink()
+    command(train, *SETTINGS, *CMT, "trainer.max_steps=20", f"hydra.run.dir={run}")
+    assert "going on after step 15" in capsys.readouterr().out
+    assert steps(tmp_path) == [5, 10, 15, 20]
+    assert len(load_checkpoint(last)["ranks"]) == 1
 
 
 MORTAL = '''
