@@ -12,11 +12,12 @@ def random_state(generator: torch.Generator) -> State:
     """Return the state of `generator`, and of the global ones that someone's loss may use."""
     name, keys, *place = np.random.get_state(legacy=True)
     version, words, spare = random.getstate()
+    # Of the GPU in use: asking every one would begin a context, and take memory, on each.
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "generator": generator.get_state(),
         "torch": torch.get_rng_state(),
-        # Of the GPU in use: asking every one would begin a context, and take memory, on each.
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "cuda": torch.cuda.get_rng_state() if on_gpu else None,
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *place],
         "python": [version, list(words), spare],
     }
