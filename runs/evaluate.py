@@ -13,7 +13,7 @@ from flows import parallel
 from flows.evaluation import draw_weighted, weight_report
 from flows.flow import Flow
 from flows.progress import Progress
-from flows.training.checkpoint import load_checkpoint, read_steps
+from flows.training.checkpoint import load_checkpoint, read_reached
 from flows.types import Samples
 from runs.building import build_flow, build_system, choose_device
 from runs.cli import CommandError, run_command
@@ -87,7 +87,7 @@ def evaluate(
         return {}
     report = weight_report(samples)
     report["temperature"] = system.temperature
-    report["step"] = read_steps(folder.checkpoint)
+    report["step"] = trained_steps(folder)
     report |= system.report(observed, samples.log_w)
     report |= system.held_out(flow, sizes.n, chunk=sizes.chunk)
     said = [summary(report), *system.summary(report)]
@@ -175,6 +175,12 @@ def load_flow(folder: RunFolder, system: System) -> Flow:
             f"Expected a checkpoint of the flow in {folder.config_file}, got other layers."
         ) from error
     return flow
+
+
+def trained_steps(folder: RunFolder) -> int | None:
+    """Return the steps of training that the flow of a run has behind it, if its file says so."""
+    reached = read_reached(folder.checkpoint)
+    return None if reached is None else reached.steps
 
 
 def evaluate_run(folder: RunFolder, config: DictConfig) -> None:

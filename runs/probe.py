@@ -10,11 +10,10 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from flows.probe import Probe, Share, probe
-from flows.training.checkpoint import read_steps
 from runs.building import build_system, choose_device
 from runs.cli import CommandError, run_command
 from runs.compiling import wants_compiled
-from runs.evaluate import load_flow
+from runs.evaluate import load_flow, trained_steps
 from runs.folder import RunFolder, write_json
 from runs.samples import read_samples
 from runs.systems import System
@@ -77,7 +76,7 @@ def probe_run(
         for k in range(min(n_regions, len(found.regions)))
     ]
     report = {
-        "step": read_steps(run.checkpoint),
+        "step": trained_steps(run),
         "verdict": found.verdict,
         "found": found.found,
         **_numbers(found.missing),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from flows.training.checkpoint import read_steps
+from flows.training.checkpoint import read_reached
 from flows.training.loggers import Logger, Row
 from runs.cli import ending
 from runs.folder import RunFolder, git_revision
@@ -52,8 +52,9 @@ class StatusFile(Logger):
 
     def end(self, error: BaseException | None) -> None:
         """Write how it ended: with an exception, or done."""
-        if (step := read_steps(self._folder.checkpoint)) is not None:
-            self.status = replace(self.status, step=step)
+        if (reached := read_reached(self._folder.checkpoint)) is not None:
+            step, seconds = reached
+            self.status = replace(self.status, step=step, time_s=round(seconds, 3))
         if error is None:
             self._write(state="done", exit_status=0)
         elif (end := ending(error, self._config_name)) is None:

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -65,11 +65,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_steps(path: Path) -> int | None:
-    """Return the steps of training that a checkpoint holds; None if it does not say."""
+class Reached(NamedTuple):
+    """How far a training has come: steps, and seconds over all sessions."""
+
+    steps: int
+    seconds: float
+
+
+def read_reached(path: Path) -> Reached | None:
+    """Return how far the training of a checkpoint had come; None if it does not say."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return int(state["total_steps"])
+        return Reached(int(state["total_steps"]), float(state["total_seconds"]))
     except _UNREADABLE:
         return None
 

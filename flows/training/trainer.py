@@ -127,11 +127,13 @@ class Trainer:
         else:
             self._save(session, checkpoints, regular=True)
         logger.rewind(session.total_steps)
-        done_before = session.finished
-        if done_before:
-            return session.ema.module
+        if not session.finished:
+            self._run(session, checkpoints, logger)
+        return session.ema.module
+
+    def _run(self, session: Session, checkpoints: Checkpoints, logger: Logger) -> None:
         shown = Progress(
-            sum(stage.steps for stage in stages), unit="step", name="train",
+            sum(stage.steps for stage in session.stages), unit="step", name="train",
             initial=session.total_steps, shown=self.progress_bar and parallel.rank() == 0,
         )  # fmt: skip
         with shown, stop_on_signal(self.max_time) as stop:
@@ -139,7 +141,6 @@ class Trainer:
                 self._run_stage(session, checkpoints, logger, shown, stop)
                 session.next_stage()
         self._save(session, checkpoints)
-        return session.ema.module
 
     def _run_stage(
         self,

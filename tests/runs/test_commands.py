@@ -154,7 +154,7 @@ def refused(
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("trainer.max_step=5", "Expected a key of trainer (batch_size, best, budget"),
+        ("trainer.max_step=5", "Expected a key of trainer (batch_size, best, budget, checkpoint_"),
         (
             "flow.bins=5",
             "Expected a key of flow (_partial_, _target_, circle_bins, circle_hidden, hidden",
