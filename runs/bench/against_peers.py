@@ -24,6 +24,7 @@ def against_peers(setup: Setup) -> Iterator[Row]:
 
 
 def _rows(size: str, setup: Setup) -> Iterator[Row]:
+    torch._dynamo.reset()  # or peers meet a second size with code for any, which is slower
     architecture, n = setup.architecture(size), setup.batch_size
     mine = ours(architecture, setup.device, compiled=setup.compiled)
     compiled = setup.compiled and setup.device.type == "cpu"
