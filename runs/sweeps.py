@@ -208,7 +208,7 @@ def _passing_signals_to(process: "subprocess.Popen[bytes]") -> Iterator[list[int
 
     The process is in a group of its own, so that Ctrl-C in a terminal reaches it through here
     alone: a second signal would be taken for impatience. SIGUSR1 and SIGUSR2 are what schedulers
-    send ahead of a time limit.
+    send ahead of a time limit. What is ignored, as SIGINT is behind `nohup`, stays so.
     """
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -220,7 +220,8 @@ def _passing_signals_to(process: "subprocess.Popen[bytes]") -> Iterator[list[int
         process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    previous = {number: signal.signal(number, handle) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in heard}
     try:
         yield came
     finally:
@@ -230,8 +231,8 @@ def _passing_signals_to(process: "subprocess.Popen[bytes]") -> Iterator[list[int
 
 def _quoted(text: str) -> str:
     """Return text as a string of Hydra's grammar."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _shown(path: Path) -> str:

@@ -19,7 +19,7 @@ DONE, FAILS, DIES, WAITS, BAD_INPUT = 5, 13, 14, 15, 16
 def job(overrides: list[str]) -> None:
     given = dict(override.split("=", 1) for override in overrides)
     assert given["hydra.mode"] == "RUN"
-    folder, steps = Path(given["hydra.run.dir"].strip("'")), int(given["trainer.max_steps"])
+    folder, steps = Path(given["hydra.run.dir"].strip('"')), int(given["trainer.max_steps"])
     if steps == BAD_INPUT:
         sys.exit("Expected something else.")
     with locked(folder / LOCK):

@@ -109,10 +109,14 @@ def test_a_signal_reaches_the_job_once_and_ends_the_sweep(
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    assert sweep(tmp_path, *axes) == 130
-    thread.join()
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist ignores it
+    try:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        assert sweep(tmp_path, *axes) == 130
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert read_status(first).error == "Stopped by ['SIGINT']."
     assert read_status(second) == Status("queued", updated=read_status(second).updated)
     assert not (second / "starts").exists()
@@ -167,7 +171,7 @@ def test_lines_for_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[str
     folder = job_folder(["flow.hidden=[8,8]", f"trainer.max_steps={DONE}"])
     asked = [f"trainer.max_steps={DONE}", "flow.hidden=[8,8]", "hydra.mode=RUN"]
     assert shlex.split(small)[3:6] == asked
-    assert shlex.split(small)[-1] == f"hydra.run.dir='{tmp_path}/it\\'s here/{folder}'"
+    assert shlex.split(small)[-1] == f'hydra.run.dir="{tmp_path}/it\'s here/{folder}"'
     write_status(tmp_path / "it's here" / folder, Status("done"))
     again = printed(capsys, f"trainer.max_steps={DONE},6", "flow.hidden=[8,8]", where)
     assert again == lines[1:]
