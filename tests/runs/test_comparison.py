@@ -112,11 +112,11 @@ def test_several_runs_stand_in_one_table(
 ) -> None:
     other = tmp_path / "other"
     (other / "checkpoints").mkdir(parents=True)
-    for name in ("config.yaml", "metrics.jsonl", "checkpoints/last.pt"):
+    for name in ("config.yaml", "metrics.jsonl", "status.json", "checkpoints/last.pt"):
         (other / name).write_bytes((run / name).read_bytes())
     command(evaluate, f"run=[{run},{other}]", f"reference={truth}", *AGAIN)
     *_, head, first, second, mean = capsys.readouterr().out.strip().splitlines()
-    assert head.split()[:4] == ["system", "name", "seed", "n"]
+    assert head.split()[:5] == ["system", "name", "seed", "state", "n"]
     assert "2.tv_raw" in head
     assert first == second
     assert "mean of 2" in mean
