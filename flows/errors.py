@@ -15,3 +15,7 @@ class TrainingError(RuntimeError):
 
 class NonfiniteError(TrainingError):
     """Too many points or gradients have no finite value, also after training was rolled back."""
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the run has ended."""

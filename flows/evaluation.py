@@ -48,8 +48,8 @@ def draw_weighted(
         target: The density over x.
         temperature: T in kelvin.
         n: Number of samples; the last chunk is drawn whole, for its static shape, and cut.
-        chunk: Rows at a time.
-        generator: Source of randomness.
+        chunk: Rows at a time in a process, of which all get the samples of all.
+        generator: Source of randomness; of several processes each needs a stream of its own.
     """
     for name, value in (("n", n), ("chunk", chunk)):
         if value < 1:

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from energies.base import Target
+from flows import parallel
 from flows.flow import Flow
 from flows.training import Stage
 from runs.cli import CommandError
@@ -20,6 +21,8 @@ MOLECULE = "runs.systems.molecular.MolecularSystem"
 def choose_device(name: str) -> torch.device:
     """Return the device that the config asks for; "auto" is a GPU where there is one.
 
+    Of several processes each has a GPU of its own.
+
     Raises:
         CommandError: It is not one of auto, cpu, cuda; or there is no GPU.
     """
@@ -28,7 +31,16 @@ def choose_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise CommandError("Expected a GPU for device=cuda, got none; device=auto takes the CPU.")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    index, n = parallel.local_rank(), torch.cuda.device_count()
+    if index >= n:
+        raise CommandError(
+            f"Expected a GPU for each process on a machine, got process {index + 1} and {n} GPUs; "
+            "device=cpu takes none."
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def build_system(config: DictConfig, *, device: torch.device) -> System:

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from energies.errors import EnergyInputError
-from flows.errors import FlowInputError, NonfiniteError, TrainingError
+from flows import parallel
+from flows.errors import FlowInputError, NonfiniteError, ProcessLostError, TrainingError
 from flows.training import InterruptedRunError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -50,7 +51,7 @@ def share(fraction: float, total: int | float | None) -> int | float | None:
 
 OmegaConf.register_new_resolver("share", share, replace=True)
 
-OUR_ERRORS = (CommandError, EnergyInputError, FlowInputError, TrainingError)
+OUR_ERRORS = (CommandError, EnergyInputError, FlowInputError, ProcessLostError, TrainingError)
 
 
 class TerminatedError(BaseException):
@@ -115,6 +116,7 @@ def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run `task` on the config that the command line asks for, and exit.
 
     What ends it is told in one sentence on standard error, and in the exit status (see `ending`).
+    Of several processes the first has Hydra's folder and log; the others write nothing.
 
     Args:
         task: Receives the composed config.
@@ -123,6 +125,8 @@ def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here rather than to Hydra's printer
     logging.raiseExceptions = False  # a log that a full disk does not take is no reason to stop
     failed: list[BaseException] = []
+    if parallel.rank() > 0:
+        sys.argv += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
     def main(config: DictConfig) -> None:
@@ -135,27 +139,36 @@ def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
         finally:
             allowed.reset(token)
 
-    try:
-        with _terminating():
+    with _terminating(failed):
+        try:
             main()
-        if failed:
-            raise failed[0]
-    except BaseException as error:
-        if isinstance(error, SystemExit) or (end := ending(error, config_name)) is None:
-            raise
-        sys.stderr.write(f"{end.sentence}\n")
-        sys.exit(end.status)
+            if failed:
+                raise failed[0]
+        except BaseException as error:
+            if isinstance(error, SystemExit) or (end := ending(error, config_name)) is None:
+                raise
+            who = f"Process {parallel.rank()}: " if parallel.rank() > 0 else ""
+            sys.stderr.write(f"{who}{end.sentence}\n")
+            sys.exit(end.status)
 
 
 @contextmanager
-def _terminating() -> Iterator[None]:
-    """Let SIGTERM unwind the command as Ctrl-C does, so that files are closed and locks go."""
+def _terminating(failed: Sequence[BaseException]) -> Iterator[None]:
+    """Let SIGTERM unwind the command as Ctrl-C does, so that files are closed and locks go.
+
+    A launcher sends it to what it takes for hanging when a process has died: a command that is
+    about to say so is let finish its sentence.
+
+    Args:
+        failed: Not empty once the command has failed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        raise TerminatedError
+        if not failed and not isinstance(sys.exception(), ProcessLostError):
+            raise TerminatedError
 
     previous = signal.signal(signal.SIGTERM, handle)
     try:

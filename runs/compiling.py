@@ -3,6 +3,7 @@
 from energies.target import EnergyTarget
 from flows.compile import can_compile, check_cache, compile_ahead, compile_flow
 from flows.flow import Flow
+from flows.parallel import n_ranks
 from flows.training import Stage
 from runs.cli import CommandError
 
@@ -27,7 +28,8 @@ def compile_all(flow: Flow, target: EnergyTarget, mode: bool | str) -> bool:
 
 def start_compiling(flow: Flow, stage: Stage) -> None:
     """Let a second process compile what the loss of a stage asks of the flow, if that can help."""
-    if not stage.loss.reparametrised and flow.base.scale.device.type == "cpu":
+    alone = flow.base.scale.device.type == "cpu" and n_ranks() == 1  # other cores may be idle
+    if alone and not stage.loss.reparametrised:
         compile_ahead(flow, stage.batch_size)
 
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from energies.reference import Reference
+from flows import parallel
 from flows.evaluation import draw_weighted, weight_report
 from flows.flow import Flow
 from flows.progress import Progress
@@ -65,6 +66,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draw weighted samples and write everything that is known from them.
 
+    Several processes draw them together; what comes then is left to the first.
+
     Args:
         flow: A trained flow of the system.
         system: What it samples.
@@ -75,10 +78,12 @@ def evaluate(
         records: Of the simulation that made the reference.
 
     Returns:
-        What metrics.json holds.
+        What metrics.json holds; nothing in the other processes.
     """
-    generator = torch.Generator().manual_seed(seed + 1_000_003)
+    generator = parallel.own_stream(torch.Generator().manual_seed(seed + 1_000_003))
     samples, observed, x = _draw(flow, system, sizes, generator)
+    if parallel.rank() > 0:
+        return {}
     report = weight_report(samples)
     report["temperature"] = system.temperature
     report["step"] = trained_steps(folder)
@@ -129,7 +134,8 @@ def _draw(
     keep = max(sizes.n_saved, sizes.n_frames)
     parts, observed, x = [], [], []
     kept = 0
-    with Progress(sizes.n, unit="sample", name="evaluate") as bar:
+    first = parallel.rank() == 0
+    with Progress(sizes.n, unit="sample", name="evaluate", shown=first) as bar:
         for part in draw_weighted(
             flow,
             system.target,

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from flows import parallel
 from flows.training import Trainer
 from flows.training.loggers import JsonLines, Logger, Tee
 from runs.building import build_flow, build_stages, build_system, choose_device
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> RunFolder:
-    """Train, then evaluate; everything is written below one run folder.
+    """Train, then evaluate; everything is written below one run folder, by the first process.
 
     Args:
         config: Composed from `configs/train.yaml`.
@@ -30,8 +32,12 @@ def train(config: DictConfig) -> RunFolder:
     Returns:
         The run folder.
     """
-    folder = choose_folder(config)
-    with folder.occupied(), reporting(folder, "train") as status:
+    folder = parallel.at_first(lambda: choose_folder(config))
+    with ExitStack() as stack:
+        status = None
+        parallel.at_first(lambda: stack.enter_context(folder.occupied()))
+        if parallel.rank() == 0:
+            status = stack.enter_context(reporting(folder, "train"))
         _train(config, folder, status)
     return folder
 
@@ -53,7 +59,7 @@ def choose_folder(config: DictConfig) -> RunFolder:
     return folder
 
 
-def _train(config: DictConfig, folder: RunFolder, status: StatusFile) -> None:
+def _train(config: DictConfig, folder: RunFolder, status: StatusFile | None) -> None:
     started = time.monotonic()
     check_mode(config.trainer.compile)
     sizes = read_sizes(config.evaluation)
@@ -63,13 +69,14 @@ def _train(config: DictConfig, folder: RunFolder, status: StatusFile) -> None:
         first = RunFolder.open(config.start, key="start")
         config.flow = first.config.flow  # the weights are of this one
     stages = build_stages(config)
-    status.plan(sum(stage.steps for stage in stages))
+    if status is not None:
+        status.plan(sum(stage.steps for stage in stages))
     trainer = Trainer(**{k: v for k, v in config.trainer.items() if k not in _NOT_TRAINER})
     torch.manual_seed(config.seed)
     system = build_system(config, device=device)
     flow = build_flow(config, system.target) if first is None else load_flow(first, system)
     flow = flow.to(device)
-    folder.start(config)
+    parallel.at_first(lambda: folder.start(config))
     log.info(
         "%s: %s, %d coordinates of which %d periodic; %.2e parameters; run folder %s",
         system.name,
@@ -102,16 +109,19 @@ def _train(config: DictConfig, folder: RunFolder, status: StatusFile) -> None:
 _NOT_TRAINER = ("max_steps", "batch_size", "budget", "compile")
 
 
-def _loggers(config: DictConfig, folder: Path, status: StatusFile) -> Logger:
-    """The file of lines, status.json, and the mirror that the config asks for."""
+def _loggers(config: DictConfig, folder: Path, status: StatusFile | None) -> Logger:
+    """The file of lines, status.json, and the mirror that the config asks for; of the first."""
+    if status is None:
+        return Tee([])
     plain = OmegaConf.to_container(config, resolve=True)
     mirrors = [instantiate(config.logger)(folder, plain)] if config.logger else []
     return Tee([JsonLines(folder / "metrics.jsonl"), status, *mirrors])
 
 
 def main() -> None:
-    """Run the command."""
-    run_command(train, "train")
+    """Run the command, in as many processes as `torchrun` started."""
+    with parallel.processes():
+        run_command(train, "train")
 
 
 if __name__ == "__main__":

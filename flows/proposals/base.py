@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from energies.base import Target
+from flows import parallel
 from flows.flow import Flow
 from flows.paths.base import Path
 from flows.state import Stateful
@@ -44,7 +45,7 @@ class Proposal(Stateful, ABC):
             flow: The flow in training.
             target: The density whose family the path runs through.
             path: Tells the current aim.
-            n: Batch size.
+            n: Batch size, of several processes the share of one.
             reparametrised: Whether the loss needs x = f_θ(z) with gradient.
             generator: Source of randomness.
         """
@@ -73,17 +74,19 @@ def flow_chunks(
 ) -> Iterator[Samples]:
     """Yield n samples of the flow as it is now, weighed towards the path's current aim.
 
+    Of several processes each draws its share, and gets all of them.
+
     Args:
         flow: The flow.
         target: The density whose family the path runs through.
         path: Tells the current aim.
         n: Number of samples; the last chunk is drawn whole, for its static shape, and cut.
-        chunk: Rows at a time.
+        chunk: Rows at a time in a process.
         generator: Source of randomness.
     """
-    for left in range(n, 0, -chunk):
+    for left in range(n, 0, -chunk * parallel.n_ranks()):
         points = flow.sample_and_log_prob(chunk, generator=generator)
-        yield path.evaluate(target, *points)[:left]
+        yield parallel.joint_batch(path.evaluate(target, *points))[:left]
 
 
 def flow_samples(

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from energies.base import Target
+from flows import parallel
 from flows.errors import FlowInputError
 from flows.flow import Flow
 from flows.metrics.weights import clip_log_weights, effective_size, known, resample
@@ -29,6 +30,9 @@ class Buffer(Proposal):
     it they are drawn by their weights and count from then on as points of the aim itself, of
     equal weight; the largest share `clip` of the weights may be cut before, which biases them and
     is logged (`buffer_clipped_mass`, the share of all weight that was cut off).
+
+    Of several processes each draws its share of the samples; the weights of all of them decide
+    what each stores, which is as many.
 
     Args:
         size: Number of samples.
@@ -77,16 +81,16 @@ class Buffer(Proposal):
         generator: torch.Generator,
     ) -> Samples:
         """Return the next n stored points."""
-        if n > self.size:
+        if (batch := n * parallel.n_ranks()) > self.size:
             raise FlowInputError(
-                f"Expected a batch of at most {self.size}, the size of the buffer, got {n}."
+                f"Expected a batch of at most {self.size}, the size of the buffer, got {batch}."
             )
         if self._samples is None or self._rung != path.rung or self._draws == self.refresh:
             self._keep(self._fresh(flow, target, path, n, generator), path, generator)
         assert self._samples is not None
         self._draws += 1
-        batch = self._samples[self._epochs.rows(n, self._samples.x.device, generator)]
-        return batch if path.aim == self._aim else path.weigh(target, batch)
+        samples = self._samples[self._epochs.rows(n, self._samples.x.device, generator)]
+        return samples if path.aim == self._aim else path.weigh(target, samples)
 
     def renew(
         self, flow: Flow, target: Target, path: Path, n: int, *, generator: torch.Generator
@@ -101,7 +105,7 @@ class Buffer(Proposal):
         return flow_samples(flow, target, path, self.size, chunk=n, generator=generator)
 
     def _keep(self, samples: Samples, path: Path, generator: torch.Generator) -> None:
-        """Store samples of the flow, weighed towards the path's current aim."""
+        """Store this rank's share of the flow's samples, weighed towards the current aim."""
         log_w = known(samples.log_w)
         effective = check_effective_size(log_w, "samples in the buffer")
         self._figures = {"buffer_ess": effective / self.size}
@@ -112,14 +116,15 @@ class Buffer(Proposal):
                 float(cut.logsumexp(0) - log_w.logsumexp(0))
             )
             log_w = cut
-        if self.resample is not None:
-            rows = resample(log_w.to(generator.device), self.size, generator, self.resample)
+        if self.resample is None:
+            samples = samples[parallel.own_rows(self.size, log_w.device)]
+        else:
+            n = parallel.share(self.size)
+            rows = resample(log_w.to(generator.device), n, generator, self.resample)
             log_z = log_w.logsumexp(0) - math.log(self.size)
             samples = samples[rows.to(log_w.device)]
-            samples = replace(
-                samples, log_q=samples.log_p - log_z, log_w=log_z.expand(self.size).clone()
-            )
-        self._samples, self._epochs = samples, Epochs(self.size)
+            samples = replace(samples, log_q=samples.log_p - log_z, log_w=log_z.repeat(n))
+        self._samples, self._epochs = samples, Epochs(len(samples))
         self._rung, self._aim, self._draws = path.rung, path.aim, 0
 
     def figures(self) -> dict[str, float]:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from energies.base import Evaluation, Target
+from flows import parallel
 from flows.errors import FlowInputError
 from flows.flow import Flow
 from flows.paths.base import Path
@@ -35,7 +36,7 @@ class Points(Proposal):
     What is known of the density that drew them is, in this order: the Boltzmann density of the
     same energy at `temperature`, log_q, or log_w towards the last aim; else nothing, and weights
     are 0 in their logarithm. Potentials are never taken over from a file, which may speak of
-    another energy: the first step evaluates all points once.
+    another energy: the first step evaluates all points once. Several processes share them.
 
     Args:
         arrays: x [n, D] in flow coordinates or xyz [n, N, 3] in nm; if known log_q or log_w, [n].
@@ -71,7 +72,7 @@ class Points(Proposal):
                 )
         self._cartesian = key == "xyz"
         self._samples: Samples | None = None
-        self._epochs = Epochs(len(self._points))
+        self._epochs = Epochs(0)
 
     def draw(
         self,
@@ -84,25 +85,27 @@ class Points(Proposal):
         generator: torch.Generator,
     ) -> Samples:
         """Return the next n points."""
-        if n > len(self._points):
+        if (batch := n * parallel.n_ranks()) > len(self._points):
             raise FlowInputError(
-                f"Expected at least a batch, {n} points, in {self.source}, "
+                f"Expected at least a batch, {batch} points, in {self.source}, "
                 f"got {len(self._points)}."
             )
         if self._samples is None:
             self._samples = self._evaluated(flow, target, path, n)
+            self._epochs = Epochs(len(self._samples))
         rows = self._epochs.rows(n, self._samples.x.device, generator)
-        batch = path.weigh(target, self._samples[rows])
+        samples = path.weigh(target, self._samples[rows])
         if self.gives > Weights.NONE:
-            return batch
-        zero = torch.zeros_like(batch.log_q)
-        return replace(batch, log_q=zero, log_w=zero)
+            return samples
+        zero = torch.zeros_like(samples.log_q)
+        return replace(samples, log_q=zero, log_w=zero)
 
     @torch.no_grad()
     def _evaluated(self, flow: Flow, target: Target, path: Path, chunk: int) -> Samples:
-        """Return all points with their potentials, `chunk` rows at a time."""
-        scale, n = flow.base.scale, len(self._points)
-        points = self._points.to(scale)
+        """Return this rank's points with their potentials, `chunk` rows at a time."""
+        scale = flow.base.scale
+        own = parallel.own_rows(len(self._points), self._points.device)
+        points, n = self._points[own].to(scale), len(own)
         x = target.from_xyz(points) if self._cartesian else points
         if x.shape[1:] != (flow.dim,):
             raise FlowInputError(
@@ -120,7 +123,7 @@ class Points(Proposal):
             return replace(samples, log_q=target.log_prob(e, self.temperature))
         if self._known is None:
             return samples
-        known = self._known.to(scale.device)
+        known = self._known[own].to(scale.device)
         if self._kind == "log_w":
             known = target.log_prob(e, path.end) - known
         return replace(samples, log_q=known)

@@ -9,6 +9,7 @@ from torch import Tensor
 from energies.base import Target
 from flows.errors import FlowInputError
 from flows.flow import Flow, frozen
+from flows.parallel import joint
 from flows.paths.base import Path
 from flows.proposals.base import normal, uniform
 from flows.state import State, Stateful
@@ -140,7 +141,7 @@ class HMC(Stateful):
         gain = gain + kinetic - 0.5 * v.square().sum(-1)
         gain = torch.nan_to_num(gain, nan=-torch.inf, posinf=0.0)
         accepted = uniform(len(x), x.device, generator).log() < gain
-        rate = gain.clamp_max(0.0).exp().mean()
+        rate = joint(gain.clamp_max(0.0).exp()).mean()
         self._accepted[place] = rate
         excess = (rate - self.acceptance).to(log_step.dtype)
         self._log_steps[place] = log_step + self.adaptation * excess

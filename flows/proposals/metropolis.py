@@ -9,6 +9,7 @@ from energies.base import Target
 from flows.errors import FlowInputError
 from flows.flow import Flow
 from flows.metrics.weights import known, resample
+from flows.parallel import joint
 from flows.paths.base import Path
 from flows.proposals.base import Proposal, uniform
 from flows.state import State
@@ -66,14 +67,16 @@ class Metropolis(Proposal):
             new = path.evaluate(target, *flow.sample_and_log_prob(n, generator=generator))
             gain = known(new.log_w) - state.log_w
             accepted = uniform(n, gain.device, generator).log() < gain
-            self._accepted = accepted.double().mean()
+            self._accepted = accepted.double()
             state = new.where(accepted, state)
         self._chains = state
         return path.weigh(target, replace(state, log_q=state.log_p))
 
     def figures(self) -> dict[str, float]:
         """Return the share of chains that moved in the last step."""
-        return {} if self._accepted is None else {"acceptance": float(self._accepted)}
+        if self._accepted is None:
+            return {}
+        return {"acceptance": float(joint(self._accepted).mean())}
 
     def state_dict(self) -> State:
         """Return where the chains are."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from energies.base import Target
+from flows import parallel
 from flows.errors import FlowInputError
 from flows.flow import Flow
 from flows.metrics.weights import known
@@ -25,7 +26,8 @@ class PrioritisedBuffer(Proposal):
     drawn without replacement in proportion to π/μ_AIS; after each step those just drawn take the
     weight they have under the flow as it is then. Drawn points count as points of π, taken at the
     flow whose weights drew them: what the flow has moved since is left to the loss, which knows
-    both (`AlphaDivergence`).
+    both (`AlphaDivergence`). Several processes find, keep and draw their shares of the points
+    apart; weights are absolute, so that a share counts for as much as its points do.
 
     Args:
         source: Where points come from; its alpha is that of π.
@@ -61,12 +63,13 @@ class PrioritisedBuffer(Proposal):
         generator: torch.Generator,
     ) -> Samples:
         """Return n points of the buffer."""
-        if n > self.min_size:
+        if (batch := n * parallel.n_ranks()) > self.min_size:
             raise FlowInputError(
-                f"Expected a batch of at most min_size = {self.min_size} of the buffer, got {n}."
+                f"Expected a batch of at most min_size = {self.min_size} of the buffer, got "
+                f"{batch}."
             )
         if self._draws % self.steps == 0:
-            wanted = self.min_size if self._stored is None else 1
+            wanted = parallel.share(self.min_size) if self._stored is None else 1
             for _ in range(-(-wanted // n)):
                 self._add(
                     self.source.draw(
@@ -83,9 +86,9 @@ class PrioritisedBuffer(Proposal):
             len(log_w), generator=generator, device=generator.device, dtype=torch.float64
         )
         self._rows = (log_w - (-noise.to(log_w.device).log()).log()).topk(n).indices
-        batch = stored[self._rows]
         log_norm = log_w.logsumexp(0) - math.log(len(log_w))
-        return path.weigh(target, replace(batch, log_q=self._log_pi[self._rows] - log_norm))
+        log_q = self._log_pi[self._rows] - log_norm
+        return path.weigh(target, replace(stored[self._rows], log_q=log_q))
 
     def update(self, flow: Flow, samples: Samples) -> None:
         """Weigh the points last drawn by the flow as it is now."""
@@ -101,8 +104,9 @@ class PrioritisedBuffer(Proposal):
         parts, log_pi = [samples], [self._log_pi_at(flow, samples)]
         if self._stored is not None:
             parts, log_pi = [self._stored, *parts], [self._log_pi, *log_pi]
-        self._stored = Samples.cat(parts)[-self.size :]
-        self._log_pi = torch.cat(log_pi)[-self.size :]
+        most = parallel.share(self.size)
+        self._stored = Samples.cat(parts)[-most:]
+        self._log_pi = torch.cat(log_pi)[-most:]
 
     def figures(self) -> dict[str, float]:
         """Return those of the source, and the ESS of the weights that draw points.
@@ -112,7 +116,7 @@ class PrioritisedBuffer(Proposal):
         """
         if self._stored is None:
             return self.source.figures()
-        log_w = known(self._log_pi - self._stored.log_q)
+        log_w = parallel.joint(known(self._log_pi - self._stored.log_q))
         size = check_effective_size(log_w, "points in the buffer")
         return {**self.source.figures(), "buffer_ess": size / len(log_w)}
 

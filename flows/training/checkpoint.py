@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from flows import parallel
 from flows.errors import FlowInputError
 from flows.files import replacing
 
@@ -129,6 +130,8 @@ class Checkpoints:
     def restore(self, load: Callable[[Path], None], paths: Sequence[Path] | None = None) -> bool:
         """Load the newest that is whole; each damaged one is named and skipped.
 
+        Of several processes the first one looks which there are.
+
         Args:
             load: Takes the name of one; raises DamagedCheckpointError before it changes anything.
             paths: Those to choose from, the first that is whole; all by default.
@@ -140,7 +143,7 @@ class Checkpoints:
             DamagedCheckpointError: There are some, and all are damaged.
         """
         every = [self.last, *self.regular] if paths is None else paths
-        found = [path for path in every if path.is_file()]
+        found = parallel.at_first(lambda: [path for path in every if path.is_file()])
         for path in found:
             try:
                 load(path)

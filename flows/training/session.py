@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from energies.base import Target
+from flows import parallel
 from flows.errors import FlowInputError
 from flows.flow import Flow
 from flows.state import State, Stateful
@@ -25,13 +26,13 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """A flow on its way through stages.
+    """A flow on its way through stages; of several processes each has one, all in step.
 
     Args:
         flow: Trained in place.
         target: The density whose family the stages' paths run through.
         stages: What to do, in order.
-        generator: Source of all randomness.
+        generator: Source of all randomness; of several processes each gets a stream of its own.
         clip_norm: Largest norm of the gradient.
         ema_decay: Decay of the averaged weights.
 
@@ -54,7 +55,9 @@ class Session:
         ema_decay: float,
     ) -> None:
         self.flow, self.target, self.stages = flow, target, stages
-        self.generator, self.clip_norm = generator, clip_norm
+        self.generator, self.clip_norm = parallel.own_stream(generator), clip_norm
+        flow.load_state_dict(parallel.at_first(flow.state_dict))
+        self._joint_flow = parallel.joint_flow(flow)
         self.parameters = list(flow.parameters())
         self.ema = EMA(flow, ema_decay)
         self.window = Window()
@@ -62,7 +65,7 @@ class Session:
         self.stage_seconds, self.total_seconds = 0.0, 0.0
         self.figure: list[float] | None = None
         self.best: list[float] | None = None
-        self._evals_offset = -target.n_evals
+        self._evals_offset = -parallel.total(target.n_evals)
         self.optimizer = self._new_optimizer()
 
     @property
@@ -82,41 +85,46 @@ class Session:
 
     @property
     def n_evals(self) -> int:
-        """Energy evaluations spent on this run, earlier sessions included."""
-        return self.target.n_evals + self._evals_offset
+        """Energy evaluations spent on this run by all processes, earlier sessions included."""
+        return parallel.total(self.target.n_evals) + self._evals_offset
 
     def step(self) -> None:
         """Do one gradient step; a step whose gradient is not finite changes no weight."""
         stage, progress = self.stage, self.progress
+        n = parallel.share(stage.batch_size)
         stage.path.update(progress)
         factor = stage.schedule.factor(progress) * 0.5**self.rollbacks
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         if stage.path.due:
-            stage.proposal.renew(
-                self.flow, self.target, stage.path, stage.batch_size, generator=self.generator
-            )
+            stage.proposal.renew(self.flow, self.target, stage.path, n, generator=self.generator)
         samples = stage.proposal.draw(
             self.flow,
             self.target,
             stage.path,
-            stage.batch_size,
+            n,
             reparametrised=stage.loss.reparametrised,
             generator=self.generator,
         )
+        batch = parallel.joint_batch(samples)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, _ = stage.loss(self.flow, samples)
+        loss, _ = stage.loss(self._joint_flow, batch)
         torch.autograd.backward(loss)
+        parallel.average_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
             self.ema.update()
             stage.proposal.update(self.flow, samples)
-        self.window.add(loss, norm, samples)
+        self.window.add(loss, norm, batch)
         self.stage_steps, self.total_steps = self.stage_steps + 1, self.total_steps + 1
 
     def add_time(self, seconds: float, *, of_stage: bool) -> None:
-        """Count wall time for the run, and for the limit of the stage unless it was set-up."""
+        """Count wall time for the run, and for the limit of the stage unless it was set-up.
+
+        Of several processes the slowest one's counts, so that a stage ends in all of them at once.
+        """
+        (seconds,) = parallel.largest(seconds)
         self.total_seconds += seconds
         if of_stage:
             self.stage_seconds += seconds
@@ -172,17 +180,20 @@ class Session:
         return True
 
     def state_dict(self) -> State:
-        """Return all that later steps depend on, and the versions they were computed with."""
+        """Return all that later steps depend on, and the versions they were computed with.
+
+        The first process has what all of them hold.
+        """
         return {
             "dim": self.flow.dim,
             "flow": self.flow.state_dict(),
             "ema": self.ema.module.state_dict(),
             "ema_updates": self.ema.n_updates,
             "optimizer": self.optimizer.state_dict(),
-            "random": random_state(self.generator),
             "window": self.window.rows,
             "n_evals": self.n_evals,
             "parts": {} if self.finished else _states(self.stage),
+            "ranks": parallel.collect(self._own_state()),
             "versions": VERSIONS,
             **{name: getattr(self, name) for name in _COUNTERS},
         }
@@ -194,7 +205,7 @@ class Session:
             DamagedCheckpointError: It cannot be read; nothing was changed.
             FlowInputError: It belongs to another flow or other stages.
         """
-        state = load_checkpoint(checkpoint)
+        state = parallel.at_first(lambda: load_checkpoint(checkpoint))
         if state.get("dim") != self.flow.dim:
             raise FlowInputError(
                 f"Expected a checkpoint of a flow in {self.flow.dim} dimensions, got one in "
@@ -225,13 +236,30 @@ class Session:
         for name in _COUNTERS:
             setattr(self, name, state[name])
         self.ema.n_updates, self.window.rows = state["ema_updates"], state["window"]
-        self._evals_offset = state["n_evals"] - self.target.n_evals
-        set_random_state(state["random"], self.generator)
+        self._evals_offset = state["n_evals"] - parallel.total(self.target.n_evals)
         if not self.finished:
             self.optimizer = self._new_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
             for name, part in _parts(self.stage).items():
                 part.load_state_dict(state["parts"][name], self.flow)
+        if len(state["ranks"]) == parallel.n_ranks():
+            self._load_own_state(state["ranks"][parallel.rank()])
+        else:  # another number of processes: what each had stored is drawn anew
+            seed = state["ranks"][0]["seed"]
+            self.generator.manual_seed(parallel.seed_of(seed, step=self.total_steps))
+
+    def _own_state(self) -> State:
+        """Return what this process alone holds: its random numbers, and points it has stored."""
+        return {
+            "seed": self.generator.initial_seed(),
+            "random": random_state(self.generator),
+            "proposal": {} if self.finished else self.stage.proposal.state_dict(),
+        }
+
+    def _load_own_state(self, state: State) -> None:
+        set_random_state(state["random"], self.generator)
+        if not self.finished:
+            self.stage.proposal.load_state_dict(state["proposal"], self.flow)
 
     def roll_back(self, checkpoints: Checkpoints) -> None:
         """Go back to the last regular checkpoint, and on from it with other random numbers.
@@ -242,7 +270,7 @@ class Session:
         n, spent, seconds = self.rollbacks + 1, self.n_evals, self.total_seconds
         checkpoints.restore(self.load, checkpoints.regular)
         self.rollbacks, self.total_seconds = n, seconds
-        self._evals_offset = spent - self.target.n_evals  # what was spent remains so
+        self._evals_offset += spent - self.n_evals  # what was spent remains so
         seeds = torch.randint(2**62, (n,), generator=self.generator, device=self.generator.device)
         self.generator.manual_seed(int(seeds[-1]))
 
@@ -267,7 +295,8 @@ VERSIONS = {
 
 
 def _parts(stage: Stage) -> dict[str, Stateful]:
-    return {"path": stage.path, "proposal": stage.proposal, "loss": stage.loss}
+    """Those that are the same in all processes."""
+    return {"path": stage.path, "loss": stage.loss}
 
 
 def _states(stage: Stage) -> dict[str, State]:

@@ -1,5 +1,6 @@
 """Ending a run between two steps rather than inside one: on a signal, or when its time is up."""
 
+import math
 import signal
 import threading
 import time
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from flows import parallel
 from flows.errors import TrainingError
 
 
@@ -24,7 +26,7 @@ class InterruptedRunError(TrainingError):
 
 
 class Stop:
-    """Whether a run was asked to stop, which it looks up after each step.
+    """Whether a run was asked to stop, which it looks up after each step; in all its processes.
 
     Args:
         max_time: Seconds from now, by a clock that nobody sets; None for no limit.
@@ -40,8 +42,10 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal came or time is up."""
-        return self.number is not None or self._late
+        """Whether a signal came or time is up, in any of the processes."""
+        number, late = parallel.largest(self.number or 0, self._late)
+        self.number = self.number or int(number) or None
+        return bool(number or late)
 
     @property
     def _late(self) -> bool:
@@ -67,8 +71,9 @@ class Stop:
 def stop_on_signal(max_time: float | None = None) -> Iterator[Stop]:
     """Turn Ctrl-C, SIGTERM and a time limit into something that the loop looks at.
 
-    A second signal acts at once. Outside the main thread, where Python allows no handlers,
-    signals are not seen.
+    Another signal acts at once, unless it comes within a second: launchers pass on what a terminal
+    has sent to all processes. Outside the main thread, where Python allows no handlers, signals
+    are not seen.
 
     Args:
         max_time: Seconds from now.
@@ -78,10 +83,14 @@ def stop_on_signal(max_time: float | None = None) -> Iterator[Stop]:
         yield stop
         return
 
+    came = math.inf
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.number is not None:
+        nonlocal came
+        if time.monotonic() - came > _REPEATED:
             raise KeyboardInterrupt
-        stop.number = number
+        came = min(came, time.monotonic())
+        stop.number = stop.number or number
 
     previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -89,3 +98,7 @@ def stop_on_signal(max_time: float | None = None) -> Iterator[Stop]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+_REPEATED = 1.0
+"""Seconds within which another signal is the same one."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from energies.base import Target
+from flows import parallel
 from flows.errors import FlowInputError, NonfiniteError, TrainingError
 from flows.flow import Flow
 from flows.progress import Progress
@@ -133,7 +134,7 @@ class Trainer:
     def _run(self, session: Session, checkpoints: Checkpoints, logger: Logger) -> None:
         shown = Progress(
             sum(stage.steps for stage in session.stages), unit="step", name="train",
-            initial=session.total_steps, shown=self.progress_bar,
+            initial=session.total_steps, shown=self.progress_bar and parallel.rank() == 0,
         )  # fmt: skip
         with shown, stop_on_signal(self.max_time) as stop:
             while not session.finished:
@@ -205,8 +206,11 @@ class Trainer:
     def _save(self, session: Session, checkpoints: Checkpoints, *, regular: bool = False) -> None:
         best = regular and session.is_best()
         step = session.total_steps
+        state = session.state_dict()
         try:
-            checkpoints.save(session.state_dict(), step=step if regular else None, best=best)
+            parallel.at_first(
+                lambda: checkpoints.save(state, step=step if regular else None, best=best)
+            )
         except OSError as error:
             raise OSError(
                 error.errno,
