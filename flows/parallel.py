@@ -205,6 +205,6 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:
         raise ProcessLostError(
             f"Expected all {n_ranks()} processes to go on, got no answer from another one: it has "
-            "ended, and has said why if it could. The last checkpoint is whole; resume=auto goes "
+            "ended, having said why if it could. The last checkpoint is whole; resume=auto goes "
             "on from it."
         ) from error

@@ -56,8 +56,9 @@ from flows.training.window import Window
 from flows.types import Samples
 from tests.flows.bent import bent
 from tests.flows.ranks import on_ranks
+from tests.flows.ring import SMALL, Ring, of, stage
 from tests.flows.test_proposals import wells, wide_flow
-from tests.flows.test_training import SMALL, Ring, StopAfter, of, stage
+from tests.flows.test_training import StopAfter
 from tests.rows import Rows
 
 B = 60
