@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from energies.reference import (
     Langevin,
@@ -17,7 +16,7 @@ from energies.reference import (
     geometric_ladder,
     pack_reference,
 )
-from flows.training import InterruptedRunError
+from flows.progress import Progress
 from flows.training.checkpoint import load_checkpoint, save_checkpoint
 from flows.training.signals import stop_on_signal
 from runs.building import build_system, choose_device
@@ -74,21 +73,22 @@ def simulate(session: ReferenceSession, checkpoint: Path, *, checkpoint_every: i
     if checkpoint.exists():
         session.load_state_dict(load_checkpoint(checkpoint))
     started, tempering = time.monotonic(), session.tempering
-    bar = tqdm(total=session.plan.n_blocks, initial=session.n_blocks, unit="block", disable=None)
-    with bar, stop_on_signal() as stop:
+    shown = Progress(
+        session.plan.n_blocks, unit="block", name="simulate", initial=session.n_blocks
+    )
+    with shown, stop_on_signal() as stop:
         while not session.finished:
             session.advance()
-            bar.update()
-            bar.set_postfix_str(
+            shown.say(
                 f"{tempering.langevin.energy.n_evals:.2e} energies, "
                 f"{int(tempering.round_trips.sum())} round trips"
             )
-            if session.n_blocks % checkpoint_every == 0 or stop.is_set() or session.finished:
+            shown.reach(session.n_blocks)
+            asked = stop.asked
+            if session.n_blocks % checkpoint_every == 0 or asked or session.finished:
                 save_checkpoint(checkpoint, session.state_dict())
-            if stop.is_set() and not session.finished:
-                raise InterruptedRunError(
-                    f"Stopped at block {session.n_blocks}; the checkpoint is {checkpoint}."
-                )
+            if asked and not session.finished:
+                raise stop.error(f"after block {session.n_blocks}; the checkpoint is {checkpoint}")
     return time.monotonic() - started
 
 

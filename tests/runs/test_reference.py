@@ -180,7 +180,7 @@ QUICK = [
 
 
 @pytest.mark.parametrize(
-    ("end", "status", "saved"), [(signal.SIGTERM, 130, 6), (signal.SIGKILL, -9, 4)]
+    ("end", "status", "saved"), [(signal.SIGTERM, 143, 6), (signal.SIGKILL, -9, 4)]
 )
 def test_killed_command_goes_on_as_if_nothing_had_happened(
     end: signal.Signals,
