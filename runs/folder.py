@@ -99,7 +99,7 @@ class RunFolder:
 
     @contextmanager
     def occupied(self) -> Iterator[None]:
-        """Keep other processes from training in this folder.
+        """Keep other runs out of this folder while this one goes on.
 
         Raises:
             CommandError: One of them is at work here.
@@ -111,7 +111,7 @@ class RunFolder:
             except BlockingIOError as error:
                 raise CommandError(
                     f"Expected a run folder of its own, got {self.path}, in which another "
-                    "process is training."
+                    "process is at work."
                 ) from error
             yield
 

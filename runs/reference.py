@@ -84,13 +84,11 @@ def simulate(session: ReferenceSession, checkpoint: Path, *, checkpoint_every: i
                 f"{int(tempering.round_trips.sum())} round trips"
             )
             shown.reach(session.n_blocks)
-            if session.n_blocks % checkpoint_every == 0 or stop.asked or session.finished:
+            asked = stop.asked
+            if session.n_blocks % checkpoint_every == 0 or asked or session.finished:
                 save_checkpoint(checkpoint, session.state_dict())
-            if stop.asked and not session.finished:
-                raise stop.error(
-                    f"at block {session.n_blocks}; the checkpoint is {checkpoint}, "
-                    f"resume={checkpoint.parent.parent} goes on"
-                )
+            if asked and not session.finished:
+                raise stop.error(f"after block {session.n_blocks}; the checkpoint is {checkpoint}")
     return time.monotonic() - started
 
 

@@ -113,7 +113,7 @@ def test_second_run_in_a_folder_is_refused(done: Path, ends: Ended, tmp_path: Pa
     ))  # fmt: skip
     await_text(tmp_path / "metrics.jsonl", "\n")
     said = ends(1, "trainer.max_steps=5", f"hydra.run.dir={tmp_path}")
-    assert f"got {tmp_path}, in which another process is training" in said
+    assert f"got {tmp_path}, in which another process is at work" in said
     assert status_of(tmp_path).state == "running"
     os.kill(pid, signal.SIGKILL)
     assert wait(pid) == 137
