@@ -12,6 +12,7 @@ With one process every function here does nothing, or what is obvious. All of th
 by all ranks in the same order.
 """
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from flows.types import Samples
 T = TypeVar("T")
 
 _STRIDE = 1_000_000_007
-"""Between the seeds of two streams of random numbers."""
+"""Between the seeds of two streams: odd, as torch keeps the last 32 bits of a seed on a CPU."""
 _MOST_RANKS = 4096
 
 
@@ -78,7 +79,7 @@ def seed_of(seed: int, *, step: int = 0) -> int:
         seed: Of the run.
         step: At which the stream begins, if not at the start.
     """
-    return seed + _STRIDE * (rank() + _MOST_RANKS * step)
+    return (seed + _STRIDE * (rank() + _MOST_RANKS * step)) % 2**63
 
 
 def own_stream(generator: torch.Generator) -> torch.Generator:
@@ -145,17 +146,20 @@ def at_first(make: Callable[[], T]) -> T:
     """
     if n_ranks() == 1:
         return make()
-    answer: list[Any] = [None, None]
+    said: tuple[Any, Exception | None] = None, None
     if rank() == 0:
         try:
-            answer[0] = make()
+            said = make(), None
         except Exception as error:  # noqa: BLE001  # raised below, on every rank
-            answer[1] = error
+            said = None, error
+    message = [_packed(said)]
     with _together():
-        dist.broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise answer[1]
-    result: T = answer[0]
+        dist.broadcast_object_list(message)
+    if rank() > 0:
+        said = _unpacked(message[0])
+    if said[1] is not None:
+        raise said[1]
+    result: T = said[0]
     return result
 
 
@@ -165,8 +169,8 @@ def collect(item: T) -> list[T]:
         return [item]
     items: list[Any] | None = [None] * n_ranks() if rank() == 0 else None
     with _together():
-        dist.gather_object(item, items)
-    return [item] if items is None else items
+        dist.gather_object(_packed(item), items)
+    return [item] if items is None else [_unpacked(data) for data in items]
 
 
 class _Joint(torch.autograd.Function):
@@ -196,6 +200,18 @@ class _JointFlow(Flow):
         n = len(inputs)
         rows = own_rows(share(n) * n_ranks(), inputs.device).clamp_max(n - 1)
         return joint(super().log_prob(inputs[rows], context))[:n]
+
+
+def _packed(item: Any) -> bytes:
+    """Return what other processes unpack; tensors come out on the CPU, wherever they were."""
+    data = io.BytesIO()
+    torch.save(item, data)
+    return data.getvalue()
+
+
+def _unpacked(data: bytes) -> Any:
+    # Of a process of this very run: not what a file of someone else may hold.
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
 
 
 @contextmanager
