@@ -65,7 +65,7 @@ def find_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise CommandError(f"Expected the folder of some runs, got {folder}: no such one.")
-    runs = [_found(path) for path in _run_folders(folder)]
+    runs = [_found(path, str(path.relative_to(folder))) for path in _run_folders(folder)]
     if not runs:
         raise CommandError(f"Expected runs below {folder}, got none.")
     return sorted(runs, key=lambda run: (run.system, run.name, run.seed or 0, run.folder))
@@ -79,17 +79,22 @@ def _run_folders(folder: Path) -> Iterator[Path]:
             yield Path(path)
 
 
-def _found(path: Path) -> Run:
-    """Return a run as it stands; what of it cannot be read is told as its error."""
+def _found(path: Path, name: str) -> Run:
+    """Return a run as it stands; what of it cannot be read is told as its error.
+
+    Args:
+        path: Its folder.
+        name: For one whose config does not tell.
+    """
     status = read_status(path)
     if not (path / "config.yaml").is_file():  # not yet started, or never came that far
         status = status or Status("failed")
-        return Run(path, "", path.name, None, {}, status.state, status.error)
+        return Run(path, "", name, None, {}, status.state, status.error)
     evaluated = (path / "metrics.json").is_file()
     try:
         run = read_run(path, evaluated=evaluated)
     except CommandError as error:
-        return Run(path, "", path.name, None, {}, "failed", str(error))
+        return Run(path, "", name, None, {}, "failed", str(error))
     if status is None:
         return run if evaluated else run._replace(state="unknown")
     done = status.state == "running" and status.n_steps

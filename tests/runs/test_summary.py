@@ -61,7 +61,7 @@ def sweep(runs: Path) -> Path:
     ):
         write_run(runs / "a" / f"run{k + 3}", name="fab", seed=k + 3, ess=None)
         write_status(runs / "a" / f"run{k + 3}", status)
-    write_status(runs / "waiting", Status("queued"))
+    write_status(runs / "loss-l2" / "waiting", Status("queued"))
     write_run(runs / "killed", name="cmt", seed=8, ess=None)
     write_status(runs / "killed", Status("running", step=3, n_steps=10))
     return runs
@@ -92,6 +92,7 @@ def test_every_state_and_why(sweep: Path) -> None:
     assert f"nan: {sweep / 'a' / 'run4'}: Too many points are not finite." in wrong
     assert f"queued: {sweep / 'a' / 'run5'}: Stopped after step 5." in wrong
     assert str(sweep / "waiting") not in wrong  # it waits: nothing went wrong
+    assert said.splitlines()[1].split() == ["loss-l2/waiting", "queued"]
     (mean,) = [line for line in said.splitlines() if line.startswith("aldp    fab   mean")]
     assert "0.65 ± 0.087" in mean  # of the three that were evaluated
     assert "3 done, 1 queued, 1 failed, 1 nan" in mean
