@@ -125,6 +125,11 @@ def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     with _terminating(failed):
         try:
+            if parallel.n_ranks() > 1 and not {"-m", "--multirun"}.isdisjoint(sys.argv):
+                raise CommandError(
+                    "Expected no sweep (-m) of several processes, got one; `python -m runs.jobs` "
+                    "prints its jobs, each for a torchrun of its own."
+                )
             main()
             if failed:
                 raise failed[0]
@@ -136,12 +141,15 @@ def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
             sys.exit(end.status)
 
 
+_LAST_WORDS = (InterruptedRunError, ProcessLostError)
+
+
 @contextmanager
 def _terminating(failed: Sequence[BaseException]) -> Iterator[None]:
     """Let SIGTERM unwind the command as Ctrl-C does, so that files are closed and locks go.
 
-    A launcher sends it to what it takes for hanging when a process has died: a command that is
-    about to say so is let finish its sentence.
+    Launchers send it twice, and to the others when a process has died: a command that is ending,
+    and about to say why, is let finish its sentence.
 
     Args:
         failed: Not empty once the command has failed.
@@ -151,7 +159,7 @@ def _terminating(failed: Sequence[BaseException]) -> Iterator[None]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if not failed and not isinstance(sys.exception(), ProcessLostError):
+        if not failed and not isinstance(sys.exception(), _LAST_WORDS):
             raise TerminatedError
 
     previous = signal.signal(signal.SIGTERM, handle)
