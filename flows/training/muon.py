@@ -95,16 +95,16 @@ class Muon(Optimizer):
     def _adam_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
-                self.state[parameter]["step"] = torch.zeros((), dtype=torch.float64)
+                self.state[parameter]["step"] = 0
                 self.state[parameter]["mean"] = torch.zeros_like(parameter)
                 self.state[parameter]["square"] = torch.zeros_like(parameter)
-        gradients, counts = _gradients(parameters), self._states(parameters, "step")
+            self.state[parameter]["step"] += 1
+        steps = [self.state[parameter]["step"] for parameter in parameters]
+        gradients = _gradients(parameters)
         means, squares = (self._states(parameters, name) for name in ("mean", "square"))
-        torch._foreach_add_(counts, 1)
         first, second = group["betas"]
         torch._foreach_lerp_(means, gradients, 1 - first)
         torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - second)
-        steps = [int(n) for n in counts]
         scales = torch._foreach_div(squares, [1 - second**n for n in steps])
         torch._foreach_sqrt_(scales)
         torch._foreach_add_(scales, group["eps"])

@@ -89,7 +89,10 @@ class Session:
         return parallel.total(self.target.n_evals) + self._evals_offset
 
     def step(self) -> None:
-        """Do one gradient step; a step whose gradient is not finite changes no weight."""
+        """Do one gradient step, without waiting for the device.
+
+        A gradient that is not finite counts as zero: momentum alone moves the weights.
+        """
         stage, progress = self.stage, self.progress
         n = parallel.share(stage.batch_size)
         stage.path.update(progress)
@@ -112,10 +115,12 @@ class Session:
         torch.autograd.backward(loss)
         parallel.average_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-            self.ema.update()
-            stage.proposal.update(self.flow, samples)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(~torch.isfinite(norm), 0.0)
+        self.optimizer.step()
+        self.ema.update()
+        stage.proposal.update(self.flow, samples)
         self.window.add(loss, norm, batch)
         self.stage_steps, self.total_steps = self.stage_steps + 1, self.total_steps + 1
 
