@@ -19,7 +19,7 @@ from runs.building import build_flow, build_system, choose_device
 from runs.cli import CommandError, run_command
 from runs.comparison import compare, load_reference
 from runs.comparison import summary as comparison_summary
-from runs.compiling import compile_all
+from runs.compiling import SAMPLED, compile_all, worth_compiling
 from runs.folder import RunFolder, write_json, writing_into
 from runs.pictures import draw_pictures
 from runs.records import Records, find_records, read_records
@@ -199,7 +199,8 @@ def evaluate_run(folder: RunFolder, config: DictConfig) -> None:
         if (path := find_records(config.records, config.reference)) is not None:
             records = read_records(path, reference, system)
     flow = load_flow(folder, system).to(device)
-    compile_all(flow, system.target, config.compile)
+    if worth_compiling(config.compile, flow, SAMPLED * sizes.n):
+        compile_all(flow, system.target)
     with writing_into(folder.path):
         evaluate(
             flow, system, folder, sizes, seed=config.seed, reference=reference, records=records

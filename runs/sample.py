@@ -27,7 +27,7 @@ from flows.proposals import Proposal
 from flows.types import Samples, Weights
 from runs.building import build_system, choose_device
 from runs.cli import CommandError, run_command
-from runs.compiling import compile_all
+from runs.compiling import compile_all, worth_compiling
 from runs.evaluate import load_flow
 from runs.folder import RunFolder, provenance, write_json, writing_into
 from runs.samples import write_samples
@@ -238,7 +238,8 @@ def run(config: DictConfig) -> None:
     device = choose_device(config.device)
     system = build_system(folder.config, device=device)
     flow = load_flow(folder, system).to(device)
-    compile_all(flow, system.target, config.compile)
+    if worth_compiling(config.compile, flow, wanted.n or wanted.size):
+        compile_all(flow, system.target)
     source: Proposal = instantiate(config.refine)
     # Training and evaluation use other streams.
     generator = torch.Generator().manual_seed(config.seed + 2_000_003)

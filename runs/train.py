@@ -17,7 +17,14 @@ from flows.training.loggers import JsonLines, Tee, read_rows
 from flows.training.mirrors import Outcome
 from runs.building import build_flow, build_stages, build_system, choose_device
 from runs.cli import CommandError, run_command
-from runs.compiling import check_mode, compile_all, start_compiling
+from runs.compiling import (
+    SAMPLED,
+    check_mode,
+    compile_all,
+    rows_of,
+    start_compiling,
+    worth_compiling,
+)
 from runs.evaluate import evaluate, load_flow, read_sizes
 from runs.folder import RunFolder
 from runs.reporting import StatusFile, reporting
@@ -90,8 +97,10 @@ def _train(config: DictConfig, folder: RunFolder, status: StatusFile | None) -> 
         sum(p.numel() for p in flow.parameters()),
         folder.path,
     )
-    if compile_all(flow, system.target, config.trainer.compile) and stages:
-        start_compiling(flow, stages[0])
+    rows = rows_of(stages) + SAMPLED * sizes.n
+    if worth_compiling(config.trainer.compile, flow, rows):
+        compile_all(flow, system.target)
+        start_compiling(flow, stages)
     generator = torch.Generator().manual_seed(config.seed)
     logger = _loggers(config, folder, status)
     try:

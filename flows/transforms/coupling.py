@@ -107,7 +107,8 @@ class SplineCoupling(Transform):  # type: ignore[misc]  # nflows has no types
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
-        self.conditioner = conditioner(self.n_active * (n_parameters(n_bins) + 2))
+        self.n_outputs = self.n_active * (n_parameters(n_bins) + 2)
+        self.conditioner = conditioner(self.n_outputs)
         self.wrapper: Callable[[Direction], Direction] | None = None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,8 @@ def recipe(setup: Setup) -> Iterator[Row]:
     first = next(iter(setup.flows.values()))
     flows = [setup.flow(system, first) for _ in range(2)]
     for flow in flows:
-        compile_all(flow, system.target, setup.compiled)
+        if setup.compiled:
+            compile_all(flow, system.target)
     x = flows[1].sample_and_log_prob(4 * annealing)[0].cpu().numpy()
     sessions = {
         HOT: setup.session(flows[0], system, batch_size=hot),

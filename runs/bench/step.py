@@ -53,8 +53,8 @@ def reverse_kl(setup: Setup) -> Iterator[Row]:
     first = next(iter(setup.flows))
     for name, sizes in ((first, setup.flows[first]), ("default", {})):
         whole, without = setup.flow(system, sizes), setup.flow(system, sizes)
-        compile_all(whole, system.target, setup.compiled)
         if setup.compiled:
+            compile_all(whole, system.target)
             compile_flow(without)
         x = whole.sample_and_log_prob(n)[0]
         tasks: dict[str, Task] = {
@@ -88,7 +88,8 @@ def scale(setup: Setup) -> Iterator[Row]:
     for name in setup.config.systems:
         system = setup.system(name)
         flow = setup.flow(system, {})
-        compile_all(flow, system.target, setup.compiled)
+        if setup.compiled:
+            compile_all(flow, system.target)
         atoms[name] = system.target.energy.n_atoms
         steps[name] = setup.session(flow, system).step
     times = setup.times(steps)

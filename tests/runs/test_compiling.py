@@ -5,11 +5,44 @@ from pathlib import Path
 import pytest
 
 from flows.build import spline_flow
-from flows.flow import Flow
 from flows.transforms import SplineCoupling
 from runs import compiling
 from runs.cli import CommandError
-from runs.compiling import compile_all
+from runs.compiling import compile_all, worth_compiling
+
+
+@pytest.mark.parametrize(
+    ("mode", "possible", "rows", "expected"),
+    [
+        (True, False, 0, True),
+        (False, True, 1e9, False),
+        ("auto", True, 1e9, True),
+        ("auto", False, 1e9, False),
+        ("auto", True, 1e3, False),
+    ],
+)
+def test_mode(
+    mode: bool | str,
+    possible: bool,
+    rows: float,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(compiling, "can_compile", lambda: possible)
+    caplog.set_level("INFO")
+    flow = spline_flow([True, False], n_couplings=2)
+    assert worth_compiling(mode, flow, rows) is expected
+    assert ("1e+03 points are too few" in caplog.text) is (rows == 1e3)
+
+
+def test_everything_is_compiled() -> None:
+    flow, target = spline_flow([True, False], n_couplings=2), Target()
+    compile_all(flow, target)
+    couplings = [m for m in flow.modules() if isinstance(m, SplineCoupling)]
+    assert couplings
+    assert all(m.wrapper is not None for m in couplings)
+    assert target.compiled
 
 
 class Target:
@@ -19,27 +52,9 @@ class Target:
         self.compiled = True
 
 
-def is_compiled(flow: Flow) -> list[bool]:
-    return [m.wrapper is not None for m in flow.modules() if isinstance(m, SplineCoupling)]
-
-
-@pytest.mark.parametrize(
-    ("mode", "possible", "expected"),
-    [(True, False, True), (False, True, False), ("auto", True, True), ("auto", False, False)],
-)
-def test_mode(
-    mode: bool | str, possible: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiling, "can_compile", lambda: possible)
-    flow, target = spline_flow([True, False], n_couplings=2), Target()
-    compile_all(flow, target, mode)
-    assert set(is_compiled(flow)) == {expected}
-    assert target.compiled is expected
-
-
 def test_unknown_mode() -> None:
     with pytest.raises(CommandError, match="auto, true or false, got 'maybe'"):
-        compile_all(spline_flow([True, False]), Target(), "maybe")
+        worth_compiling("maybe", spline_flow([True, False]), 1e9)
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
