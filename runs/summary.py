@@ -12,8 +12,10 @@ from pathlib import Path
 
 from flows.files import replacing
 from runs.errors import CommandError
+from runs.figure_style import save
 from runs.page import Section, Table, Verdict, Words, render
 from runs.results import Group, Run, find_runs, groups
+from runs.summary_figure import compared_curves
 
 COLUMNS = (
     "n", "n_evals", "steps", "time_s", "ess", "ess_clip1e-4", "log_z", "log_z_error",
@@ -181,8 +183,9 @@ def _mean(values: Sequence[float]) -> str:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m runs.summary", description=__doc__, epilog="summary.csv and summary.html "
-        "are written into the folder: the one with every figure, the other for a browser.",
+        prog="python -m runs.summary", description=__doc__, epilog="Written into the folder: "
+        "summary.csv with every figure, summary.html for a browser, and summary.png, the ESS of "
+        "batches against energy evaluations.",
     )  # fmt: skip
     parser.add_argument("folder", type=Path, help="runs are looked for anywhere below it")
     parser.add_argument(
@@ -197,6 +200,8 @@ def main() -> None:
         with replacing(given.folder / "summary.html") as temporary:
             title = f"Runs in {given.folder}"
             temporary.write_text(page(runs, title, given.sort), encoding="utf-8")
+        if (curves := compared_curves(sorted_groups(runs, given.sort))) is not None:
+            save(curves, given.folder / "summary.png")
     except (CommandError, OSError) as error:
         sys.exit(str(error))
 

@@ -14,6 +14,7 @@ from runs.errors import CommandError
 from runs.results import find_runs, groups, separating
 from runs.status import LOCK, Status, write_status
 from runs.summary import count, page, sorted_groups, table, text, write_csv
+from runs.summary_figure import compared_curves
 
 
 def write_run(
@@ -201,6 +202,25 @@ def test_command_prints_and_writes(runs: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "4 runs: 4 done"
     assert {"summary.csv", "summary.html"} <= {file.name for file in runs.iterdir()}
+
+
+def test_figure_has_a_line_for_every_run_and_a_name_for_every_kind(sweep: Path) -> None:
+    for path in sweep.glob("**/metrics.jsonl"):
+        rows = [{"step": s, "n_evals": 64 * s, "ess": s / 10} for s in (5, 10)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = compared_curves(groups(find_runs(sweep)))
+    assert drawn is not None
+    (ax,) = drawn.axes
+    assert len(ax.lines) == 8  # one of nine has not begun
+    assert all(line.get_xydata().tolist() == [[320, 0.5], [640, 1.0]] for line in ax.lines)
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["cmt (2)", "fab (6)"]
+    assert len({line.get_color() for line in ax.lines}) == 2
+
+
+def test_no_figure_of_runs_without_rows(runs: Path) -> None:
+    assert compared_curves(groups(find_runs(runs))) is None  # their rows have no ESS
 
 
 def test_what_cannot_be_read_is_told_of_its_run_alone(runs: Path, tmp_path: Path) -> None:
