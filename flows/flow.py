@@ -1,8 +1,9 @@
 """The flow: a base density and a bijection, with the three calls every loss is made of."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from nflows.flows.base import Flow as NflowsFlow
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from flows.bases import NormalUniform
 from flows.errors import FlowInputError
+from flows.memory import in_pieces
 
 
 class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
@@ -27,6 +29,10 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
             angles alone, if no other layer moves an angle: then q(x) = q(φ) q(y | φ), and the
             angles' own density is known.
 
+    Attributes:
+        rows_at_once: Points that go through the layers together, for which the backward pass needs
+            memory; more of them go in pieces. None for all.
+
     Example:
         >>> from flows.build import spline_flow
         >>> flow = spline_flow([True, False, False], n_couplings=2)
@@ -40,6 +46,7 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
     ) -> None:
         super().__init__(_Chain(transforms), base)
         self.n_angles, self.n_angle_layers = int(base.periodic.sum()), n_angle_layers
+        self.rows_at_once: int | None = None
 
     @property
     def periodic(self) -> Tensor:
@@ -76,7 +83,7 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
             )
         if context is not None:
             raise FlowInputError("Expected context to be None, got one: the flow has no condition")
-        z, log_det = self._transform(inputs.to(self.base.scale.dtype))
+        z, log_det = self._pass(self._transform, inputs.to(self.base.scale.dtype))
         log_prob: Tensor = self.base.log_prob(z) + log_det
         return log_prob
 
@@ -112,8 +119,14 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
         Returns:
             x [n, D] and log p(z) + log|det ∂z/∂x|, float64 [n].
         """
-        x, log_det = self._transform.inverse(z)
+        x, log_det = self._pass(self._transform.inverse, z)
         return x, log_p - log_det
+
+    def _pass(self, direction: Callable[..., Any], rows: Tensor) -> tuple[Tensor, ...]:
+        if self.rows_at_once is None or len(rows) <= self.rows_at_once:
+            result: tuple[Tensor, ...] = direction(rows)
+            return result
+        return in_pieces(direction, rows, self.rows_at_once, self)
 
     def rsample_and_log_prob(
         self, n: int, *, generator: torch.Generator | None = None

@@ -48,7 +48,7 @@ def start_compiling(flow: Flow, stages: Sequence[Stage]) -> None:
     """Let a second process compile what the first loss asks of the flow, if that can help."""
     alone = flow.base.scale.device.type == "cpu" and n_ranks() == 1  # other cores may be idle
     if alone and stages and not stages[0].loss.reparametrised:
-        compile_ahead(flow, stages[0].batch_size)
+        compile_ahead(flow, flow.rows_at_once or stages[0].batch_size)
 
 
 def rows_of(stages: Sequence[Stage]) -> int:

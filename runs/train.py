@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,7 +13,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from flows import parallel
-from flows.training import Trainer
+from flows.flow import Flow
+from flows.memory import bytes_of_row, free_memory, rows_that_fit
+from flows.training import Stage, Trainer
 from flows.training.loggers import JsonLines, Tee, read_rows
 from flows.training.mirrors import Outcome
 from runs.building import build_flow, build_stages, build_system, choose_device
@@ -97,6 +100,7 @@ def _train(config: DictConfig, folder: RunFolder, status: StatusFile | None) -> 
         sum(p.numel() for p in flow.parameters()),
         folder.path,
     )
+    _fit_into_memory(flow, stages, device)
     rows = rows_of(stages) + SAMPLED * sizes.n
     if worth_compiling(config.trainer.compile, flow, rows):
         compile_all(flow, system.target)
@@ -118,6 +122,18 @@ def _train(config: DictConfig, folder: RunFolder, status: StatusFile | None) -> 
     finally:
         logger.close()
     log.info("done in %.0f s", time.monotonic() - started)
+
+
+def _fit_into_memory(flow: Flow, stages: Sequence[Stage], device: torch.device) -> None:
+    """Let points go through the flow in pieces where those of a batch need more than there is."""
+    largest = max((stage.batch_size for stage in stages), default=0)
+    n, free = parallel.share(largest), free_memory(device)
+    flow.rows_at_once = rows_that_fit(bytes_of_row(flow), n, free)
+    if flow.rows_at_once is not None:
+        log.info(
+            "points go through the flow %d at a time: %d together would take %.2g of %.2g GiB",
+            flow.rows_at_once, n, n * bytes_of_row(flow) / 2**30, free / 2**30,
+        )  # fmt: skip
 
 
 _NOT_TRAINER = ("max_steps", "batch_size", "budget", "compile")

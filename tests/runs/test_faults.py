@@ -147,6 +147,18 @@ def test_out_of_memory(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["total_steps"] == 0
 
 
+def test_little_memory_is_enough_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runs.train.free_memory", lambda device: 2**20)
+    command(
+        train, *SMALL, "trainer.batch_size=4096", "trainer.max_steps=3",
+        f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert "at a time: 4096 together would take" in (tmp_path / LOG).read_text()
+    assert status_of(tmp_path).state == "done"
+
+
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[int], None]]:
     """Lets the system refuse files beyond a size, as a full disk does."""
