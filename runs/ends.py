@@ -18,9 +18,9 @@ from flows.metrics.weights import Estimate, known
 from flows.types import Samples
 from runs.building import build_system
 from runs.cli import CommandError
-from runs.evaluate import load_flow
 from runs.folder import RunFolder
 from runs.systems import System
+from runs.weights import load_flow
 
 CHUNK = 1024
 

@@ -13,9 +13,8 @@ from flows import parallel
 from flows.evaluation import draw_weighted, weight_report
 from flows.flow import Flow
 from flows.progress import Progress
-from flows.training.checkpoint import load_checkpoint, read_reached
 from flows.types import Samples
-from runs.building import build_flow, build_system, choose_device
+from runs.building import build_system, choose_device
 from runs.cli import CommandError, run_command
 from runs.comparison import compare, load_reference
 from runs.comparison import summary as comparison_summary
@@ -27,6 +26,7 @@ from runs.results import read_run
 from runs.samples import write_samples
 from runs.summary import as_text, table
 from runs.systems import System
+from runs.weights import load_flow, trained_steps
 
 log = logging.getLogger(__name__)
 
@@ -155,34 +155,6 @@ def _draw(
     return Samples.cat(parts), dict(zip(system.observed, columns, strict=True)), torch.cat(x)
 
 
-def load_flow(folder: RunFolder, system: System) -> Flow:
-    """Return the averaged weights of a run's last checkpoint.
-
-    Raises:
-        CommandError: The checkpoint belongs to another system or another flow.
-    """
-    state = load_checkpoint(folder.checkpoint)
-    if state.get("dim") != system.target.dim:
-        raise CommandError(
-            f"Expected a checkpoint of {folder.config.system.name} ({system.target.dim} "
-            f"coordinates) in {folder.path}, got one of another system ({state.get('dim')})."
-        )
-    flow = build_flow(folder.config, system.target)
-    try:
-        flow.load_state_dict(state["ema"])
-    except RuntimeError as error:
-        raise CommandError(
-            f"Expected a checkpoint of the flow in {folder.config_file}, got other layers."
-        ) from error
-    return flow
-
-
-def trained_steps(folder: RunFolder) -> int | None:
-    """Return the steps of training that the flow of a run has behind it, if its file says so."""
-    reached = read_reached(folder.checkpoint)
-    return None if reached is None else reached.steps
-
-
 def evaluate_run(folder: RunFolder, config: DictConfig) -> None:
     """Evaluate one run folder again.
 
@@ -215,6 +187,12 @@ def run(config: DictConfig) -> None:
     """
     several = OmegaConf.is_list(config.run)
     folders = [RunFolder.open(path) for path in (config.run if several else [config.run])]
+    for folder in folders:
+        if folder.shipped:
+            raise CommandError(
+                f"Expected run to be a folder to write into, got {folder.path}, which comes with "
+                "the package: evaluate a copy of it."
+            )
     if not folders:
         raise CommandError("Expected run=<folder of a training run>, got none.")
     for folder in folders:

@@ -29,6 +29,9 @@ __all__ = [
 PACKAGES = ("torch", "nflows", "openmm", "mdtraj", "hydra-core", "numpy")
 
 
+_PACKAGE = Path(__file__).resolve().parent
+
+
 class RunFolder:
     """Names of the files of one run.
 
@@ -40,6 +43,7 @@ class RunFolder:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.checkpoint = self.path / "checkpoints" / "last.pt"
+        self.exported = self.path / "flow.safetensors"
         self.log = self.path / "metrics.jsonl"
         self.metrics = self.path / "metrics.json"
         self.samples = self.path / "samples.npz"
@@ -51,14 +55,14 @@ class RunFolder:
         path: Path | str | None,
         *,
         key: str = "run",
-        needs: Sequence[str] = ("config.yaml", "checkpoints/last.pt"),
+        needs: Sequence[str] = ("config.yaml", "checkpoints/last.pt or flow.safetensors"),
     ) -> "RunFolder":
         """Return an existing run folder.
 
         Args:
-            path: The folder.
+            path: The folder; or one that comes with the package, such as pretrained/aldp.
             key: The config key that named it, for messages.
-            needs: Files that must be there.
+            needs: Files that must be there; of several joined by "or" one.
 
         Raises:
             CommandError: It is not there, or holds no run.
@@ -66,16 +70,23 @@ class RunFolder:
         if path is None:
             raise CommandError(f"Expected {key}=<folder of a training run>, got none.")
         folder = cls(path)
+        if not folder.path.is_dir() and (_PACKAGE / path / "config.yaml").is_file():
+            folder = cls(_PACKAGE / path)
         if not folder.path.is_dir():
             raise CommandError(
                 f"Expected {key} to be the folder of a run, got {path}: no such one."
             )
         for name in needs:
-            if not (folder.path / name).is_file():
+            if not any((folder.path / one).is_file() for one in name.split(" or ")):
                 raise CommandError(
                     f"Expected {key} to be the folder of a run, got {path}, which lacks {name}."
                 )
         return folder
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it comes with the package, and is not to be written into."""
+        return self.path.resolve().is_relative_to(_PACKAGE / "pretrained")
 
     @property
     def config(self) -> DictConfig:

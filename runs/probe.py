@@ -13,10 +13,10 @@ from flows.probe import Probe, Share, probe
 from runs.building import build_system, choose_device
 from runs.cli import CommandError, run_command
 from runs.compiling import wants_compiled
-from runs.evaluate import load_flow, trained_steps
 from runs.folder import RunFolder, write_json
 from runs.samples import read_samples
 from runs.systems import System
+from runs.weights import load_flow, trained_steps
 
 log = logging.getLogger(__name__)
 

@@ -28,11 +28,11 @@ from flows.types import Samples, Weights
 from runs.building import build_system, choose_device
 from runs.cli import CommandError, run_command
 from runs.compiling import compile_all, worth_compiling
-from runs.evaluate import load_flow
 from runs.folder import RunFolder, provenance, write_json, writing_into
 from runs.samples import write_samples
 from runs.systems import System
 from runs.trajectory import check_format
+from runs.weights import load_flow
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +250,8 @@ def run(config: DictConfig) -> None:
     if config.resample is not None:
         samples = evenly(samples, int(config.resample), generator)
         found |= {"frames": len(samples), "distinct_frames": len(samples.log_p.unique())}
-    out = Path(config.out) if config.out else folder.path / "sampled"
+    beside = Path() if folder.shipped else folder.path
+    out = Path(config.out) if config.out else beside / "sampled"
     with writing_into(out):
         write(out, system, samples, generator, file_format=config.format, chunk=chunk)
         write_json(out / "sample.json", found | {"run": str(folder.path)} | provenance())

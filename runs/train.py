@@ -28,11 +28,12 @@ from runs.compiling import (
     start_compiling,
     worth_compiling,
 )
-from runs.evaluate import evaluate, load_flow, read_sizes
+from runs.evaluate import evaluate, read_sizes
 from runs.folder import RunFolder
 from runs.reporting import StatusFile, reporting
 from runs.results import numbers_of
 from runs.sweeps import Swept
+from runs.weights import load_flow
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from runs import evaluate, free_energy, probe, report, reweight, sample, train
+from runs import evaluate, export, free_energy, probe, report, reweight, sample, train
 from runs.cli import CommandError
 from runs.folder import RunFolder
 from runs.targets import check_targets
@@ -47,6 +47,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 COMMANDS = {
     "evaluate": (evaluate, ["n=10"]),
     "sample": (sample, ["n=10"]),
+    "export": (export, ["out=handed_on"]),
     "probe": (probe, ["compile=false"]),
     "reweight": (reweight, ["temperatures=[310]", "observables={a: [name A, name B]}"]),
     "free_energy": (free_energy, ["to={temperature: 310}"]),
@@ -76,7 +77,7 @@ def test_hostile_config(name: str, honest: Path, refused: Refused, tmp_path: Pat
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("name", ["evaluate", "sample", "probe"])
+@pytest.mark.parametrize("name", ["evaluate", "sample", "export", "probe"])
 def test_hostile_checkpoint(name: str, honest: Path, refused: Refused, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     folder = hostile_copy(honest, tmp_path / "run", {})
