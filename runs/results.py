@@ -131,7 +131,16 @@ def read_run(folder: Path, *, evaluated: bool = True) -> Run:
     if "log_z_exact" in figures:
         figures["log_z_error"] = figures["log_z"] - figures["log_z_exact"]
     kind = {k: v for k, v in of_run(config).items() if k.rpartition(".")[2] != "seed"}
+    kind["start"] = _name_of(kind.get("start"))
     return Run(folder, str(system), str(name), seed, figures, kind=kind)
+
+
+def _name_of(start: str | None) -> str | None:
+    """Return the name of the run that another began with: each seed may have one of its own."""
+    try:
+        return str(read_leaves(Path(start) / "config.yaml")["name"]) if start else None
+    except (OSError, LookupError, ValueError, yaml.YAMLError):  # it is no longer there
+        return start
 
 
 def _last_row(log: Path) -> dict[str, Any]:

@@ -204,6 +204,16 @@ def test_command_prints_and_writes(runs: Path) -> None:
     assert {"summary.csv", "summary.html"} <= {file.name for file in runs.iterdir()}
 
 
+def test_seeds_that_began_with_runs_of_one_name_have_a_mean(tmp_path: Path) -> None:
+    for seed, before in ((0, "hot"), (1, "hot"), (2, "cold")):
+        write_run(tmp_path / f"before{seed}", name=before, seed=seed, ess=0.1)
+        write_run(tmp_path / "after" / f"{seed}", name="l2", seed=seed, ess=0.1 * seed)
+        with (tmp_path / "after" / f"{seed}" / "config.yaml").open("a") as file:
+            file.write(f"start: {tmp_path / f'before{seed}'}\n")
+    found = groups(find_runs(tmp_path / "after"))
+    assert [(g.name, len(g.runs)) for g in found] == [("l2 start=hot", 2), ("l2 start=cold", 1)]
+
+
 def test_figure_has_a_line_for_every_run_and_a_name_for_every_kind(sweep: Path) -> None:
     for path in sweep.glob("**/metrics.jsonl"):
         rows = [{"step": s, "n_evals": 64 * s, "ess": s / 10} for s in (5, 10)]
