@@ -99,5 +99,5 @@ def test_checkpoint_of_another_flow_is_refused(untrained: Path, tmp_path: Path) 
     state = load_checkpoint(untrained / "checkpoints" / "last.pt")
     state["ema"] = {"weight": torch.zeros(2)}
     save_checkpoint(tmp_path / "checkpoints" / "last.pt", state)
-    with pytest.raises(CommandError, match="Expected a checkpoint of the flow in"):
+    with pytest.raises(CommandError, match="Expected the weights of the flow in"):
         probe_run(tmp_path)
