@@ -1,5 +1,7 @@
 """Commands in the process of the test: `test_commands.py` has those in their own."""
 
+import contextlib
+import io
 import sys
 import warnings
 from types import ModuleType
@@ -15,3 +17,13 @@ def command(module: ModuleType, *overrides: str) -> None:
         warnings.simplefilter("ignore")
         patch.setattr(sys, "argv", ["command", *overrides])
         module.main()
+
+
+def refused(module: ModuleType, *overrides: str) -> str:
+    """Return what a command says when it refuses."""
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as ended, contextlib.redirect_stderr(said):
+        command(module, *overrides)
+    assert ended.value.code == 1
+    assert "Traceback" not in said.getvalue()
+    return said.getvalue()

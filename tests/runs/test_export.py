@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from torch import Tensor
 from flows.training.checkpoint import load_checkpoint
 from runs import evaluate, export, folder, sample, train
 from runs.folder import RunFolder
-from tests.runs.in_process import command
+from tests.runs.in_process import command, refused
 
 SMALL = [
     "flow.n_couplings=2", "flow.hidden=[16]", "flow.n_bins=4", "trainer.compile=false",
@@ -25,20 +24,6 @@ SMALL = [
 
 
 Tensors = dict[str, Tensor]
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command that must end in a sentence, and returns that."""
-
-    def run(module: ModuleType, *overrides: str) -> str:
-        with pytest.raises(SystemExit) as ended:
-            command(module, *overrides)
-        assert ended.value.code == 1
-        return capfd.readouterr().err
-
-    return run
 
 
 @pytest.fixture(scope="module", params=["aldp_vacuum", "double_well"])
@@ -107,21 +92,21 @@ def test_coordinates_are_those_of_the_training(exported: Path, tmp_path: Path) -
     ],
 )  # fmt: skip
 def test_file_of_something_else(
-    exported: Path, damage: Callable[[Tensors], Tensors], said: str, refused: Refused
+    exported: Path, damage: Callable[[Tensors], Tensors], said: str
 ) -> None:
     file = exported / "flow.safetensors"
     save_file(damage(load_file(file)), file)
     assert re.search(said, refused(sample, f"run={exported}", "n=10", "compile=false"))
 
 
-def test_file_that_is_cut_short(exported: Path, refused: Refused) -> None:
+def test_file_that_is_cut_short(exported: Path) -> None:
     file = exported / "flow.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     said = refused(sample, f"run={exported}", "n=10", "compile=false")
     assert f"Expected a whole file of weights at {file}, got: SafetensorError" in said
 
 
-def test_folder_without_a_flow(tmp_path: Path, run: Path, refused: Refused) -> None:
+def test_folder_without_a_flow(tmp_path: Path, run: Path) -> None:
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     said = refused(export, f"run={tmp_path}", f"out={tmp_path / 'out'}")
     assert "which lacks checkpoints/last.pt or flow.safetensors." in said
@@ -129,7 +114,7 @@ def test_folder_without_a_flow(tmp_path: Path, run: Path, refused: Refused) -> N
 
 
 def test_flow_of_the_package_is_found_and_left_alone(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "package"
     (package / "pretrained").mkdir(parents=True)

@@ -1,9 +1,7 @@
 """A run folder from someone else runs no code of theirs, whatever command opens it."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,11 +13,9 @@ from runs.cli import CommandError
 from runs.folder import RunFolder
 from runs.targets import check_targets
 from runs.trust import allowed
-from tests.runs.in_process import command
+from tests.runs.in_process import command, refused
 from tests.runs.stored import write_run
 from tests.runs.test_resume import SMALL
-
-Refused = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +24,6 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "honest"
     command(train, *SMALL, "trainer.max_steps=2", f"hydra.run.dir={folder}")
     return folder
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    def run(module: ModuleType, *overrides: str) -> str:
-        """What a command says when it refuses."""
-        with pytest.raises(SystemExit) as exit_:
-            command(module, *overrides)
-        assert exit_.value.code == 1
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        return said
-
-    return run
 
 
 COMMANDS = {
@@ -66,7 +48,7 @@ def hostile_copy(honest: Path, folder: Path, change: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_hostile_config(name: str, honest: Path, refused: Refused, tmp_path: Path) -> None:
+def test_hostile_config(name: str, honest: Path, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     evil = {"_target_": "os.mkdir", "path": str(trap)}
     module, overrides = COMMANDS[name]
@@ -78,7 +60,7 @@ def test_hostile_config(name: str, honest: Path, refused: Refused, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["evaluate", "sample", "export", "probe"])
-def test_hostile_checkpoint(name: str, honest: Path, refused: Refused, tmp_path: Path) -> None:
+def test_hostile_checkpoint(name: str, honest: Path, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     folder = hostile_copy(honest, tmp_path / "run", {})
     (folder / "checkpoints" / "last.pt").unlink()
@@ -96,7 +78,7 @@ class Hostile:
         return os.mkdir, (str(self.path),)
 
 
-def test_training_in_a_hostile_folder(honest: Path, refused: Refused, tmp_path: Path) -> None:
+def test_training_in_a_hostile_folder(honest: Path, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     evil = {"flow": {"_target_": "os.mkdir", "path": str(trap)}}
     folder = hostile_copy(honest, tmp_path / "run", evil)
@@ -109,7 +91,7 @@ def test_training_in_a_hostile_folder(honest: Path, refused: Refused, tmp_path: 
     assert not trap.exists()
 
 
-def test_an_end_of_someone_else(honest: Path, refused: Refused, tmp_path: Path) -> None:
+def test_an_end_of_someone_else(honest: Path, tmp_path: Path) -> None:
     evil = {"system": {"_target_": "os.mkdir", "path": str(tmp_path / "trap")}}
     folder = hostile_copy(honest, tmp_path / "other", evil)
     said = refused(free_energy, f"run={honest}", f"other={folder}")
@@ -162,7 +144,7 @@ def test_names_that_are_accepted(tmp_path: Path) -> None:
     allowed.reset(token)
 
 
-def test_allowed_by_name(honest: Path, refused: Refused, tmp_path: Path) -> None:
+def test_allowed_by_name(honest: Path, tmp_path: Path) -> None:
     """The same folder opens once its package is named, and not by that of another."""
     mine = {"flow": {"_target_": "tests.runs.test_hostile.my_flow", "_partial_": True}}
     folder = hostile_copy(honest, tmp_path / "run", mine)
