@@ -103,7 +103,7 @@ def run(config: DictConfig) -> None:
             raise CommandError(f"Expected {name} >= 1 and a whole number, got {config[name]!r}.")
     device = choose_device(config.device)
     if config.resume is not None:
-        RunFolder.open(config.resume, key="resume")
+        RunFolder.open(config.resume, key="resume", needs=("config.yaml", "checkpoints/last.pt"))
     system = build_system(config, device=device)
     session = build_session(config, system, device=device)
     folder = RunFolder(config.resume or HydraConfig.get().runtime.output_dir)

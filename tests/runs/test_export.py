@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flows.training.checkpoint import load_checkpoint
-from runs import evaluate, export, folder, sample, train
+from runs import evaluate, export, folder, reference, sample, train
 from runs.folder import RunFolder
 from tests.runs.in_process import command, refused
 
@@ -111,6 +111,11 @@ def test_folder_without_a_flow(tmp_path: Path, run: Path) -> None:
     said = refused(export, f"run={tmp_path}", f"out={tmp_path / 'out'}")
     assert "which lacks checkpoints/last.pt or flow.safetensors." in said
     assert "Expected out=<folder for the files>, got none." in refused(export, f"run={run}")
+
+
+def test_simulation_does_not_go_on_from_an_exported_flow(exported: Path) -> None:
+    said = refused(reference, f"resume={exported}")
+    assert "which lacks checkpoints/last.pt." in said
 
 
 def test_flow_of_the_package_is_found_and_left_alone(
