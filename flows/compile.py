@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from flows.flow import Flow
-from flows.transforms.coupling import Direction, SplineCoupling, encode
+from flows.transforms.coupling import Direction, couplings, encode
 
 FlowT = TypeVar("FlowT", bound=nn.Module)
 
@@ -52,9 +52,8 @@ def compile_flow(flow: FlowT) -> FlowT:
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     # torch 2.13 looks at the .grad of what it traces, and warns that a hidden layer's has none.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-    for module in flow.modules():
-        if isinstance(module, SplineCoupling):
-            module.wrapper = compiled
+    for layer in couplings(flow):
+        layer.wrapper = compiled
     return flow
 
 

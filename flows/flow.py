@@ -1,14 +1,13 @@
 """The flow: a base density and a bijection, with the three calls every loss is made of."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from nflows.flows.base import Flow as NflowsFlow
 from nflows.transforms import CompositeTransform, Transform
-from torch import Tensor, nn
+from torch import Tensor
 
 from flows.bases import NormalUniform
 from flows.errors import FlowInputError
@@ -154,19 +153,6 @@ class Flow(NflowsFlow):  # type: ignore[misc]  # nflows has no types
 
     def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
         return self.sample_and_log_prob(num_samples)[0]
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Give the parameters no part in the graphs that are built inside: only inputs have one."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(True)
 
 
 class _Chain(CompositeTransform):  # type: ignore[misc]  # nflows has no types

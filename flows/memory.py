@@ -1,7 +1,7 @@
 """The memory that a gradient step takes, and passes in pieces where it is short."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flows.errors import FlowInputError
-from flows.transforms import SplineCoupling
+from flows.frozen import requiring
+from flows.transforms import couplings
 
 _GROUP = Path("/sys/fs/cgroup")
+_SHARE = 0.5
+"""Of free memory, for what the backward pass keeps; the rest is for what passes and the energy."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -35,25 +38,20 @@ def bytes_of_row(flow: nn.Module) -> int:
     numbers a hidden unit; uncompiled, which keeps a little more than compiled code.
     """
     numbers = 0
-    for layer in flow.modules():
-        if isinstance(layer, SplineCoupling):
-            hidden = sum(
-                part.out_features
-                for part in layer.conditioner.modules()
-                if isinstance(part, nn.Linear)
-            )
-            numbers += layer.n_outputs + 2 * hidden + 3 * (len(layer.passive) + layer.n_active)
+    for layer in couplings(flow):
+        parts = layer.conditioner.modules()
+        hidden = sum(part.out_features for part in parts if isinstance(part, nn.Linear))
+        numbers += layer.n_outputs + 2 * hidden + 3 * (len(layer.passive) + layer.n_active)
     return numbers * next(flow.parameters()).element_size()
 
 
-def rows_that_fit(per_row: int, n: int, free: int, *, share: float = 0.5) -> int | None:
+def rows_that_fit(per_row: int, n: int, free: int) -> int | None:
     """Return into pieces of how many rows to cut n of them.
 
     Args:
         per_row: Bytes that the backward pass keeps of a row.
         n: Rows of a batch.
         free: Bytes there are.
-        share: Of these for what is kept; the rest is for what passes, and for the energy.
 
     Returns:
         The largest n / 2ᵏ, rounded up, that fits; None if all do.
@@ -62,13 +60,13 @@ def rows_that_fit(per_row: int, n: int, free: int, *, share: float = 0.5) -> int
         FlowInputError: A 64th of the batch does not fit either.
     """
     pieces = 1
-    while -(-n // pieces) * per_row > share * free:
+    while -(-n // pieces) * per_row > _SHARE * free:
         pieces *= 2
     if pieces > 64:
         least = n * per_row / 64
         raise FlowInputError(
             f"Expected trainer.batch_size such that a 64th of it goes through the flow in "
-            f"{share:.0%} of the {free / 2**30:.2g} GiB of memory that are free, got {n}, a 64th "
+            f"{_SHARE:.0%} of the {free / 2**30:.2g} GiB of memory that are free, got {n}, a 64th "
             f"of which takes {least / 2**30:.2g} GiB."
         )
     return -(-n // pieces) if pieces > 1 else None
@@ -90,7 +88,7 @@ def in_pieces(
     trained = [p.requires_grad for p in module.parameters()]
 
     def contexts() -> tuple[Any, Any]:
-        return nullcontext(), _requiring(module, trained)
+        return nullcontext(), requiring(module, trained)
 
     parts = [
         checkpoint(
@@ -99,16 +97,3 @@ def in_pieces(
         for part in rows.split(size)  # type: ignore[no-untyped-call]
     ]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-
-
-@contextmanager
-def _requiring(module: nn.Module, trained: list[bool]) -> Iterator[None]:
-    """Let gradients of the parameters be asked for as they were in the forward pass."""
-    now = [p.requires_grad for p in module.parameters()]
-    for p, flag in zip(module.parameters(), trained, strict=True):
-        p.requires_grad_(flag)
-    try:
-        yield
-    finally:
-        for p, flag in zip(module.parameters(), now, strict=True):
-            p.requires_grad_(flag)

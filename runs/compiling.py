@@ -8,7 +8,7 @@ from flows.compile import can_compile, check_cache, compile_ahead, compile_flow
 from flows.flow import Flow
 from flows.parallel import n_ranks
 from flows.training import Stage
-from flows.transforms import SplineCoupling
+from flows.transforms import couplings
 from runs.cli import CommandError
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,10 @@ def _gains(flow: Flow, rows: float) -> bool:
     """Whether `rows` through the flow are enough; says so where they are not."""
     if flow.base.scale.device.type != "cpu":
         return True
-    outputs = sum(layer.n_outputs for layer in flow.modules() if isinstance(layer, SplineCoupling))
-    if rows * outputs < LEAST:
+    enough = rows * sum(layer.n_outputs for layer in couplings(flow)) >= LEAST
+    if not enough:
         log.info("not compiled: %.0e points are too few to pay for it; compile=true does", rows)
-    return rows * outputs >= LEAST
+    return enough
 
 
 def wants_compiled(mode: bool | str) -> bool:

@@ -3,12 +3,11 @@
 import logging
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from flows.files import replacing
 from runs.building import build_system
 from runs.cli import CommandError, run_command
-from runs.folder import RunFolder, provenance, write_json, writing_into
+from runs.folder import RunFolder, writing_into
 from runs.weights import export_flow, load_flow
 
 log = logging.getLogger(__name__)
@@ -29,11 +28,8 @@ def run(config: DictConfig) -> None:
     system = build_system(folder.config, device=torch.device("cpu"))
     flow = load_flow(folder, system)
     with writing_into(made.path):
-        made.path.mkdir(parents=True, exist_ok=True)
+        made.start(folder.config)
         export_flow(flow, system, made.exported)
-        with replacing(made.config_file) as temporary:
-            OmegaConf.save(folder.read_config(), temporary)
-        write_json(made.path / "versions.json", provenance())
     size = sum(path.stat().st_size for path in made.path.iterdir()) / 1e6
     log.info("%s: %s, %.1f MB", made.path, system.name, size)
 

@@ -128,12 +128,12 @@ def _train(config: DictConfig, folder: RunFolder, status: StatusFile | None) -> 
 def _fit_into_memory(flow: Flow, stages: Sequence[Stage], device: torch.device) -> None:
     """Let points go through the flow in pieces where those of a batch need more than there is."""
     largest = max((stage.batch_size for stage in stages), default=0)
-    n, free = parallel.share(largest), free_memory(device)
-    flow.rows_at_once = rows_that_fit(bytes_of_row(flow), n, free)
+    n, per_row, free = parallel.share(largest), bytes_of_row(flow), free_memory(device)
+    flow.rows_at_once = rows_that_fit(per_row, n, free)
     if flow.rows_at_once is not None:
         log.info(
             "points go through the flow %d at a time: %d together would take %.2g of %.2g GiB",
-            flow.rows_at_once, n, n * bytes_of_row(flow) / 2**30, free / 2**30,
+            flow.rows_at_once, n, n * per_row / 2**30, free / 2**30,
         )  # fmt: skip
 
 

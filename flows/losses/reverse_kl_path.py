@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from flows.flow import Flow, frozen
+from flows.flow import Flow
+from flows.frozen import frozen
 from flows.losses.reverse_kl import ReverseKL
 from flows.types import Samples
 

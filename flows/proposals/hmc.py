@@ -8,7 +8,8 @@ from torch import Tensor
 
 from energies.base import Target
 from flows.errors import FlowInputError
-from flows.flow import Flow, frozen
+from flows.flow import Flow
+from flows.frozen import frozen
 from flows.parallel import joint
 from flows.paths.base import Path
 from flows.proposals.base import normal, uniform

@@ -115,9 +115,10 @@ class Session:
         torch.autograd.backward(loss)
         parallel.average_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        lost = ~torch.isfinite(norm)
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(~torch.isfinite(norm), 0.0)
+                parameter.grad.masked_fill_(lost, 0.0)
         self.optimizer.step()
         self.ema.update()
         stage.proposal.update(self.flow, samples)

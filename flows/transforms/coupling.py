@@ -141,3 +141,8 @@ class SplineCoupling(Transform):  # type: ignore[misc]  # nflows has no types
     def replace(self, x: Tensor, u: Tensor) -> Tensor:
         """Return x [D, n] with the transformed coordinates u [A, n] in their places."""
         return torch.cat([x[self.passive], u])[self.restore]
+
+
+def couplings(module: nn.Module) -> list[SplineCoupling]:
+    """Return the coupling layers of a flow, or of what else holds some."""
+    return [layer for layer in module.modules() if isinstance(layer, SplineCoupling)]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from flows.build import spline_flow
 from flows.errors import FlowInputError
-from flows.flow import Flow, frozen
+from flows.flow import Flow
+from flows.frozen import frozen
 from flows.losses import (
     L2,
     AlphaDivergence,

@@ -10,12 +10,11 @@ from torch import Tensor
 from flows import memory
 from flows.build import spline_flow
 from flows.errors import FlowInputError
-from flows.flow import Flow
 from flows.losses import ForwardKL, L2Plus, Loss, ReverseKL, ReverseKLPath
 from flows.memory import bytes_of_row, free_memory, rows_that_fit
 from flows.paths import Temperature
 from flows.training.session import Session
-from flows.transforms import SplineCoupling
+from flows.transforms import couplings
 from tests.flows.ring import SMALL, Ring, stage
 
 PERIODIC = [False] * 12 + [True] * 4
@@ -73,10 +72,6 @@ def test_steps_in_pieces_are_the_same(loss: Loss) -> None:
         seen.clear()
     for whole, pieces in zip(*found, strict=True):
         torch.testing.assert_close(pieces, whole, rtol=1e-9, atol=1e-12)
-
-
-def couplings(flow: Flow) -> list[SplineCoupling]:
-    return [layer for layer in flow.modules() if isinstance(layer, SplineCoupling)]
 
 
 def test_pieces_keep_next_to_nothing() -> None:

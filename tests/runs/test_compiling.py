@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.build import spline_flow
-from flows.transforms import SplineCoupling
+from flows.transforms import couplings
 from runs import compiling
 from runs.cli import CommandError
 from runs.compiling import compile_all, worth_compiling
@@ -39,9 +39,9 @@ def test_mode(
 def test_everything_is_compiled() -> None:
     flow, target = spline_flow([True, False], n_couplings=2), Target()
     compile_all(flow, target)
-    couplings = [m for m in flow.modules() if isinstance(m, SplineCoupling)]
-    assert couplings
-    assert all(m.wrapper is not None for m in couplings)
+    layers = couplings(flow)
+    assert layers
+    assert all(layer.wrapper is not None for layer in layers)
     assert target.compiled
 
 
